@@ -1,0 +1,1 @@
+"""Where and when: Ray, Optuna, MLflow, configuration and the command line."""

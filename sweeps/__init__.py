@@ -1,0 +1,1 @@
+"""What to run and what the curves say: pure planning and analysis (numpy, scipy, pyarrow)."""

@@ -1,0 +1,1 @@
+"""The optimum of a cell, and the law of the optima."""

@@ -1,0 +1,87 @@
+"""The records that fitting hands to figures, reports and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sweeps.spec import Json, Result
+
+CENSORED = ("edge low", "edge high", "too few points", "no minimum")
+STATUSES = ("fitted", "validated", "rejected", "cannot tell")
+
+
+@dataclass(frozen=True, slots=True)
+class Optimum:
+    """The best LR of one cell, or why there is none.
+
+    Attributes:
+        lr: the estimate; where censored, the best LR tried (None if no trial ended).
+        low, high: the confidence interval of lr; None where censored.
+        log_sd: standard error of ln lr.
+        dof: degrees of freedom behind log_sd.
+        censored: one of CENSORED, or None.
+        loss: the loss at the optimum by the fitted basin.
+        noise_sd: sd of the loss between seeds and about the basin.
+        basin: coefficients of the fitted basin, for drawing: loss = polynomial in (ln lr - centre), ascending powers.
+        centre: see basin.
+        window: the (lowest, highest) LR the basin was fitted on.
+    """
+
+    lr: float | None
+    low: float | None
+    high: float | None
+    log_sd: float | None
+    dof: float | None
+    censored: str | None
+    loss: float | None = None
+    noise_sd: float | None = None
+    basin: tuple[float, ...] = ()
+    centre: float = 0.0
+    window: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CellOptimum:
+    """A cell with its results and its optimum."""
+
+    key: str
+    label: str
+    batch_tokens: int
+    tokens: int
+    parameters: int
+    optimum: Optimum
+    results: tuple[Result, ...] = ()
+    values: Mapping[str, Json] = field(default_factory=dict)  # further axes
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An LR with its interval; `place` is "box" (among the cells fitted) or "reach" (widened, extrapolated)."""
+
+    lr: float
+    low: float
+    high: float
+    place: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a held-out check says of a law.
+
+    Attributes:
+        status: "validated", "rejected" or "cannot tell".
+        reason: one sentence for people.
+        target: {"batch_tokens", "tokens", "parameters"}.
+        predicted: the law's prediction there.
+        observed: the held-out optimum.
+        regret: held-out loss at the predicted LR above the best of those tried, by the basin (nats); None if unknown.
+    """
+
+    status: str
+    reason: str
+    target: Mapping[str, float]
+    predicted: Prediction
+    observed: Optimum
+    regret: float | None = None
