@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -48,6 +48,10 @@ class Part:
     def identity(self) -> Json:
         """Return what can change a curve."""
         return {"name": self.name, "version": self.version, "fields": dict(self.fields)}
+
+    def to_json(self) -> Json:
+        """Return all of it as plain JSON."""
+        return {**self.identity(), "source": self.source}
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +247,22 @@ class Trial:
             "data": self.data_fingerprint,
             "precision": self.precision,
         }
+
+    def to_json(self) -> Json:
+        """Return all of it as plain JSON; `from_json` is its inverse."""
+        return {
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "workload": self.workload.to_json(),
+            "optimizer": self.optimizer.to_json(),
+            "schedule": self.schedule.to_json(),
+            "marks": list(self.marks),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Json]) -> Trial:
+        """Return the trial of a record made by `to_json`."""
+        parts = {name: Part(**record[name]) for name in ("workload", "optimizer", "schedule")}
+        return cls(**{**record, **parts, "marks": tuple(record["marks"])})
 
     @cached_property
     def key(self) -> str:

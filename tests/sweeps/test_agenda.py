@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeps.agenda import LOSS, Agenda, Outcome, first_trials, grid_chooser
+from sweeps.curves import Curve
+from sweeps.spec import Axes, Budget, Part, Range, Search, Seeds, Size, Sweep, Trial, Validation, Variant
+
+SIZE = Size(
+    parameters=100,
+    total_parameters=120,
+    flops_per_token=600.0,
+    tokens_per_example=1,
+    unit="sample",
+    train_tokens=None,
+    data_fingerprint="d",
+)
+
+
+def sweep(*, tokens: tuple[int, ...] = (1024, 2048), budget: Budget | None = None, **rest: object) -> Sweep:
+    fields = {
+        "name": "s",
+        "variants": (Variant(Part("quadratic"), Part("sgd"), SIZE),),
+        "schedule": Part("wsd"),
+        "axes": Axes(lr=Range(1e-3, 1e-1, "log", 5), batch_tokens=(16, 64), tokens=tokens, seeds=Seeds((0, 1))),
+        "budget": budget or Budget(),
+        **rest,
+    }
+    return Sweep(**fields)  # type: ignore[arg-type]
+
+
+def outcome(trial: Trial, loss: float | None) -> Outcome:
+    """The outcome of a trial whose loss is the same at every mark; None diverges."""
+    marks = trial.marks if loss is not None else trial.marks[:1]
+    curve = Curve(
+        tokens=list(marks),  # type: ignore[arg-type]
+        step=[m // trial.batch_tokens for m in marks],  # type: ignore[arg-type]
+        timestamp=[0.0 for _ in marks],  # type: ignore[arg-type]
+        metrics={LOSS: [loss if loss is not None else 9.0 for _ in marks]},  # type: ignore[dict-item]
+    )
+    kind = "finished" if loss is not None else "diverged"
+    return Outcome(key=trial.key, outcome=kind, tokens=marks[-1], curve=curve)
+
+
+def play(agenda: Agenda, loss: Callable[[Trial], float | None], *, seed: int = 0, width: int = 3) -> None:
+    """Run an agenda to its end, `width` trials at once, ending in a random order."""
+    rng = random.Random(seed)
+    running: list[Trial] = []
+    while not agenda.complete:
+        while len(running) < width and (trial := agenda.take()) is not None:
+            running.append(trial)
+        ended = running.pop(rng.randrange(len(running)))
+        agenda.end(outcome(ended, loss(ended)))
+
+
+def bowl(best: float) -> Callable[[Trial], float]:
+    import math
+
+    return lambda trial: 1.0 + (math.log(trial.lr / best)) ** 2
+
+
+def test_an_empty_agenda_holds_the_whole_grid_dearest_first() -> None:
+    asked = sweep()
+    waiting = Agenda(asked, grid_chooser(asked), {}).waiting()
+    assert len(waiting) == first_trials(asked) == 5 * 2 * 4
+    assert [t.tokens for t in waiting] == sorted((t.tokens for t in waiting), reverse=True)
+
+
+def test_an_optimum_inside_the_grid_adds_nothing() -> None:
+    asked = sweep()
+    agenda = Agenda(asked, grid_chooser(asked), {})
+    play(agenda, bowl(1e-2))
+    assert len(agenda.trials) == first_trials(asked)
+
+
+def test_an_optimum_beyond_the_grid_is_followed_until_it_is_bracketed() -> None:
+    asked = sweep(search=Search(grow=4))
+    agenda = Agenda(asked, grid_chooser(asked), {})
+    play(agenda, bowl(0.5))
+    assert max(t.lr for t in agenda.trials.values()) == pytest.approx(1.0)
+    for cell in agenda.cells:
+        results = agenda.results(cell)
+        best = min(results, key=lambda r: r.loss or 9e9)
+        assert best.lr < max(r.lr for r in results)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.floats(1e-4, 1.0))
+def test_the_order_in_which_trials_end_does_not_matter(seed: int, width: int, best: float) -> None:
+    asked = sweep(budget=Budget(trials=50))
+    one, other = (Agenda(asked, grid_chooser(asked), {}) for _ in range(2))
+    play(one, bowl(best), seed=seed, width=width)
+    play(other, bowl(best), seed=0, width=1)
+    assert set(one.trials) == set(other.trials)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 100))
+def test_an_agenda_cut_short_and_made_again_asks_for_the_rest_alone(cut: int, seed: int) -> None:
+    asked = sweep()
+    whole = Agenda(asked, grid_chooser(asked), {})
+    play(whole, bowl(0.3))
+    kept = dict(random.Random(seed).sample(sorted(whole.outcomes.items()), min(cut, len(whole.outcomes))))
+    again = Agenda(asked, grid_chooser(asked), kept)
+    assert not {t.key for t in again.waiting()} & set(kept)
+    play(again, bowl(0.3), seed=seed)
+    assert again.outcomes == whole.outcomes
+
+
+def test_the_budget_bounds_growth() -> None:
+    asked = sweep(budget=Budget(trials=42))
+    agenda = Agenda(asked, grid_chooser(asked), {})
+    play(agenda, bowl(10.0))
+    assert len(agenda.trials) <= 42
+    assert agenda.refused
+
+
+def test_diverged_trials_are_outcomes_and_bracket_from_above() -> None:
+    asked = sweep()
+    agenda = Agenda(asked, grid_chooser(asked), {})
+    play(agenda, lambda t: None if t.lr > 2e-2 else bowl(1.0)(t))
+    assert len(agenda.trials) == first_trials(asked)
+
+
+def test_a_failed_trial_is_run_again_by_the_next_agenda() -> None:
+    asked = sweep()
+    agenda = Agenda(asked, grid_chooser(asked), {})
+    trial = agenda.take()
+    assert trial is not None
+    empty = outcome(trial, 1.0).curve.until(0)
+    agenda.end(Outcome(key=trial.key, outcome="failed", tokens=0, curve=empty))
+    play(agenda, bowl(1e-2))
+    again = Agenda(asked, grid_chooser(asked), agenda.outcomes)
+    assert [t.key for t in again.waiting()] == [trial.key]
+
+
+def test_under_an_open_ended_schedule_a_longer_horizon_goes_on_with_the_same_trials() -> None:
+    short, long = (sweep(schedule=Part("constant"), tokens=t) for t in ((1024, 2048), (1024, 2048, 8192)))
+    first = Agenda(short, grid_chooser(short), {})
+    play(first, bowl(1e-2))
+    then = Agenda(long, grid_chooser(long), first.outcomes)
+    assert {t.key for t in then.waiting()} == set(first.trials)
+    assert {t.tokens for t in then.waiting()} == {8192}
+
+
+def test_the_held_out_check_is_part_of_the_least_a_sweep_needs() -> None:
+    assert first_trials(sweep(validate=Validation(tokens=4096, batch_tokens=16, seeds=3))) == 40 + 9
