@@ -37,6 +37,7 @@ class Chooser(Protocol):
         """Return the LRs to try next, or [] when the bracket is done.
 
         Args:
+            bracket: whose LRs.
             tried: the LRs asked so far, in order.
             results: of every tried LR and seed, by cell key: all complete.
         """

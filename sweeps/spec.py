@@ -182,6 +182,7 @@ class Resources:
         concurrent: rows at once; None: as many as fit.
         micro_batch_tokens: tokens of one forward pass; None: the whole batch. Never part of a trial's identity.
         checkpoint_seconds: time between checkpoints of a run.
+        report_seconds: time between two reports of a row to the driver; checkpoints fall on them.
         retries: times a crashed row is run again.
         address: of a Ray cluster ("auto"); None: a cluster of this machine alone.
         compile: whether the training step is compiled (torch.compile); values within float noise.
@@ -192,6 +193,7 @@ class Resources:
     concurrent: int | None = None
     micro_batch_tokens: int | None = None
     checkpoint_seconds: float = 20.0
+    report_seconds: float = 1.0
     retries: int = 2
     address: str | None = None
     compile: bool = False

@@ -20,6 +20,7 @@ class Optimum:
         low, high: the confidence interval of lr; None where censored.
         log_sd: standard error of ln lr.
         dof: degrees of freedom behind log_sd.
+        form_sd: the part of log_sd that comes from not knowing the basin's form: cells of a sweep share it.
         censored: one of CENSORED, or None.
         loss: the loss at the optimum by the fitted basin.
         noise_sd: sd of the loss between seeds and about the basin.
@@ -39,6 +40,7 @@ class Optimum:
     basin: tuple[float, ...] = ()
     centre: float = 0.0
     window: tuple[float, float] | None = None
+    form_sd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""From a trial's record to a run that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from orchestrator.config.build import object_of
+from sweeps.schedules import SCHEDULES, learning_rate
+from sweeps.spec import Trial
+from workloads import WORKLOADS
+from workloads.base import JsonDict, Point
+from workloads.optim import OPTIMIZERS
+from workloads.run import Run, RunSpec
+from workloads.script import Script, ScriptRun
+
+
+class AnyRun(Protocol):
+    """A run as a row sees it, whoever wrote its training loop."""
+
+    status: str
+    reason: str
+    points: list[Point]
+
+    @property
+    def tokens(self) -> int: ...
+
+    def advance(self, *, deadline: float | None, clock: Callable[[], float]) -> Point | None: ...
+
+    def state(self) -> tuple[dict[str, Tensor], JsonDict]: ...
+
+    def load(self, tensors: Mapping[str, Tensor], meta: JsonDict) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def build_run(
+    trial: Trial, *, resources: Mapping[str, Any], absurd_factor: float, folder: Path, cwd: Path
+) -> AnyRun:
+    """Return the run of a trial, on the device its row has.
+
+    Args:
+        trial: what to train.
+        resources: the fields of spec.Resources.
+        absurd_factor: a loss above this many times the first ends the run as diverged.
+        folder: of the trial in the store; a user's own script keeps its checkpoints there.
+        cwd: where the sweep was started: a class named by its path is found from there.
+    """
+    schedule = object_of(SCHEDULES, trial.schedule, "schedule")
+    workload = object_of(WORKLOADS, trial.workload, "workload", cwd=cwd)
+    spec = RunSpec(
+        workload=workload,
+        optimizer=object_of(OPTIMIZERS, trial.optimizer, "optimizer"),
+        lr_at=learning_rate(schedule, peak=trial.lr, batch_tokens=trial.batch_tokens, total=trial.tokens),
+        peak_lr=trial.lr,
+        batch_tokens=trial.batch_tokens,
+        tokens=trial.tokens,
+        marks=trial.marks,
+        seed=trial.seed,
+        precision=trial.precision,
+        absurd_factor=absurd_factor,
+        micro_batch_tokens=resources["micro_batch_tokens"],
+        device="cuda" if resources["gpus"] else "cpu",
+        compile=resources["compile"],
+    )
+    if isinstance(workload, Script):
+        return ScriptRun(spec, folder=folder / "script")
+    return Run(spec)

@@ -1,0 +1,68 @@
+"""Which checkpoints of a sweep nobody needs any more."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.index import Index
+from orchestrator.lease import Lease
+from orchestrator.store import SweepStore
+from sweeps.agenda import Agenda, Outcome, grid_chooser, is_done
+from sweeps.spec import Sweep, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """The checkpoints of one trial that can go, and why."""
+
+    key: str
+    why: str
+    files: int
+    size_bytes: int
+
+
+def find_garbage(sweep: Sweep, *, home: Path) -> list[Garbage]:
+    """Return the checkpoints of ended trials, and of trials that the sweep as it is now would not run."""
+    store = SweepStore(home, sweep.experiment)
+    outcomes = Index.open(store).outcomes()
+    wanted = _wanted_keys(sweep, outcomes)
+    garbage = []
+    for key in sorted(store.keys()):
+        files = list((store.trials / key).glob("*.safetensors"))
+        why = _why(outcomes.get(key), in_plan=wanted is None or key in wanted)
+        if files and why is not None:
+            garbage.append(Garbage(key, why, len(files), sum(file.stat().st_size for file in files)))
+    return garbage
+
+
+def _why(outcome: Outcome | None, *, in_plan: bool) -> str | None:
+    if outcome is not None and outcome.outcome in ("finished", "diverged"):
+        longer = in_plan and outcome.trial and not is_done(Trial.from_json(outcome.trial), outcome)
+        return None if longer else outcome.outcome
+    return None if in_plan else "not in the plan"
+
+
+def _wanted_keys(sweep: Sweep, outcomes: dict[str, Outcome]) -> set[str] | None:
+    """Return the keys of the plan; None where they are not known: the LRs of a search, or of a held-out check."""
+    if sweep.search.name != "grid":
+        return None
+    agenda = Agenda(sweep, grid_chooser(sweep), outcomes)
+    if sweep.validate is not None:
+        from orchestrator.results import held_out_trials, study
+
+        agenda.add(held_out_trials(sweep, study(sweep, agenda)))
+    return set(agenda.trials)
+
+
+def drop(garbage: Sequence[Garbage], sweep: Sweep, *, home: Path) -> None:
+    """Delete the checkpoints. Raises LeaseError while a driver runs the sweep."""
+    store = SweepStore(home, sweep.experiment)
+    lease = Lease.acquire(store.folder, holder=getpass.getuser())
+    try:
+        for item in garbage:
+            store.trial(item.key, fence=lease.fence).drop_checkpoints()
+    finally:
+        lease.release()

@@ -1,0 +1,152 @@
+"""Commands about the law of a sweep: fit, predict, report, export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.app import home, json_option, load, print_json, sweep_arguments
+from sweeps.errors import ConfigError, ReachError, unknown_name
+
+if TYPE_CHECKING:
+    from sweeps.laws.law import Law
+
+PLACES = {
+    "box": "inside the range fitted",
+    "reach": "beyond the range fitted, within reach: extrapolated, interval widened",
+}
+
+
+@click.command()
+@click.argument("law", metavar="LAW")
+@click.option("--tokens", type=float, required=True, help="The horizon, in tokens: 1e9.")
+@click.option("--batch-tokens", type=float, required=True, help="The batch, in tokens.")
+@click.option("--parameters", type=float, default=None, help="N without embeddings, where the law has it.")
+@json_option
+@click.pass_context
+def predict(
+    ctx: click.Context, law: str, tokens: float, batch_tokens: float, parameters: float | None, as_json: bool
+) -> None:
+    """Print the best LR for a run, with its interval.
+
+    LAW is a law.json, or the name of a sweep that was fitted. Beyond the law's reach the exit code is 1.
+    """
+    for name, value in (("--tokens", tokens), ("--batch-tokens", batch_tokens), ("--parameters", parameters)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"{name}: must be above 0 and finite, got {value:g}")
+    if batch_tokens > tokens:
+        raise ConfigError(f"--batch-tokens: must be at most --tokens ({tokens:g}), got {batch_tokens:g}")
+    found = _law(law)
+    try:
+        prediction = found.predict(batch_tokens=batch_tokens, tokens=tokens, parameters=parameters)
+    except ReachError as error:
+        if as_json:
+            print_json({"refused": str(error), "estimate": _plain(error.estimate)})
+        else:
+            click.echo(f"powersweep: {error}", err=True)
+            if error.estimate is not None:
+                click.echo(f"The estimate it refuses: {_line(error.estimate)}")
+        ctx.exit(error.exit_code)
+    if as_json:
+        print_json({"prediction": asdict(prediction), "status": found.status, "law": found.one_line()})
+        return
+    click.echo(_line(prediction))
+    click.echo(f"{PLACES.get(prediction.place, prediction.place)}; law {found.status}: {found.one_line()}")
+
+
+def _line(prediction: object) -> str:
+    from sweeps.laws.records import Prediction
+
+    if not isinstance(prediction, Prediction):
+        return str(prediction)
+    share = f"{100 * prediction.confidence:g} %"
+    return f"lr {prediction.lr:.3g}  ({share} interval {prediction.low:.3g} to {prediction.high:.3g})"
+
+
+def _plain(estimate: object) -> object:
+    from sweeps.laws.records import Prediction
+
+    return asdict(estimate) if isinstance(estimate, Prediction) else estimate
+
+
+def _law(name: str) -> Law:
+    """Return the law of a file, or of a sweep that was fitted. Raises ConfigError."""
+    from sweeps.laws.law import Law
+
+    return Law.load(_law_file(name))
+
+
+def _law_file(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix == ".json" or "/" in name:
+        raise ConfigError(f"LAW: no file {name}")
+    sweeps = home() / "sweeps"
+    laws = sorted((sweeps / name).glob("law*.json"))
+    if len(laws) == 1 or (laws and laws[0].name == "law.json"):
+        return laws[0]
+    if laws:
+        raise ConfigError(f"LAW: {name} has {len(laws)} laws, name one file: {', '.join(map(str, laws))}")
+    if (sweeps / name).is_dir():
+        raise ConfigError(f"LAW: {name} has no law yet: powersweep run {name}")
+    fitted = {found.parent.name for found in sweeps.glob("*/law*.json")}
+    if not fitted:
+        raise ConfigError(f"LAW: {name!r} is no file, and no sweep in {home()} has a law yet")
+    raise unknown_name("LAW", name, fitted, "file or fitted sweep")
+
+
+@click.command()
+@sweep_arguments
+@click.option("--from-mlflow", is_flag=True, help="Read the curves from MLflow, whoever logged them.")
+@json_option
+@click.pass_context
+def fit(ctx: click.Context, sweep: str, overrides: Sequence[str], from_mlflow: bool, as_json: bool) -> None:
+    """Fit the law of a sweep to the curves there are, and train nothing."""
+    loaded = load(sweep, overrides)
+    from orchestrator import results
+
+    findings = results.fit(loaded, home=home(), environ=os.environ, from_mlflow=from_mlflow)
+    refused = any(law is None for law in findings.laws.values())
+    if as_json:
+        laws = {label: None if law is None else law.to_json() for label, law in findings.laws.items()}
+        print_json({"laws": laws, "refusals": dict(findings.refusals)})
+    else:
+        for line in findings.lines():
+            click.echo(line)
+    ctx.exit(1 if refused else 0)
+
+
+@click.command()
+@sweep_arguments
+def report(sweep: str, overrides: Sequence[str]) -> None:
+    """Write the figures, law.json and report.html of a sweep anew from what has ended."""
+    loaded = load(sweep, overrides)
+    from orchestrator import report as report_files
+
+    for path in report_files.write_folder(loaded, home=home(), environ=os.environ):
+        click.echo(path)
+
+
+@click.command()
+@sweep_arguments
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="The folder; NAME-export by default.")
+@json_option
+def export(sweep: str, overrides: Sequence[str], out: Path | None, as_json: bool) -> None:
+    """Write the curves and trials of a sweep as Parquet files: curves.parquet, trials.parquet."""
+    loaded = load(sweep, overrides)
+    from orchestrator.cli.exporting import export_sweep
+
+    folder = out or Path(f"{loaded.sweep.name}-export")
+    written = export_sweep(loaded.sweep, home=home(), folder=folder)
+    if as_json:
+        print_json({"files": [str(path) for path in written.files], "trials": written.trials, "points": written.points})
+        return
+    click.echo(f"{written.trials:,} trials, {written.points:,} points")
+    for path in written.files:
+        click.echo(f"  {path}")

@@ -1,0 +1,207 @@
+"""What `plan` and `status` say of a sweep, as plain JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.cli.timing import time_of
+from orchestrator.config import Loaded
+from orchestrator.index import Index
+from orchestrator.lease import Claim, read_lease
+from orchestrator.progress import PROGRESS_FILE
+from orchestrator.store import SweepStore
+from sweeps.agenda import Outcome, first_lrs, is_done, result_of
+from sweeps.plan import (
+    Bracket,
+    brackets_of,
+    cells_of,
+    grid_lrs,
+    held_out_cell,
+    is_open_ended,
+    mean_losses,
+    price,
+    trials_of,
+)
+from sweeps.spec import Cell, Json, Range, Sweep, Trial
+
+NEIGHBOURS = 3  # of a held-out check: the predicted LR, half of it and twice it
+
+
+def plan_of(loaded: Loaded, *, home: Path, with_time: bool) -> dict[str, Json]:
+    """Return the cells of a sweep with their cost, what is done of them, and an estimate of time."""
+    sweep = loaded.sweep
+    outcomes = Index.open(SweepStore(home, sweep.experiment)).outcomes()
+    brackets = brackets_of(sweep)
+    trials = {bracket.key: _first_trials(sweep, bracket) for bracket in brackets}
+    cells = [_cell(bracket, trials[bracket.key]) for bracket in brackets]
+    checks = _held_out(sweep)
+    held_out = [
+        {**_cell(*check), "variant": f"held out, {label}" if label else "held out"} for label, check in checks.items()
+    ]
+    listed = [trial for some in trials.values() for trial in some]
+    done = _done(sweep, listed, outcomes)
+    every = [*cells, *held_out]
+    planned: dict[str, Json] = {
+        "name": sweep.name,
+        "key": sweep.key,
+        "workload": sweep.variants[0].workload.name,
+        "optimizer": sweep.variants[0].optimizer.name,
+        "schedule": sweep.schedule.name,
+        "search": sweep.search.name,
+        "unit": sweep.variants[0].size.unit,
+        "parameters": sweep.variants[0].size.total_parameters,
+        "cells": cells,
+        "held_out": held_out,
+        "totals": {
+            "trials": sum(cell["trials"] for cell in every),
+            "tokens": sum(cell["train_tokens"] for cell in every),
+            "flops": sum(cell["flops"] for cell in every),
+            "done": done,
+        },
+        "notes": _notes(sweep),
+    }
+    left = [t for t in listed if not is_done(t, outcomes.get(t.key))]
+    check_trials = [trial for _, trials in checks.values() for trial in trials]
+    return {**planned, **time_of(sweep, left, listed, outcomes, with_time=with_time, held_out=check_trials)}
+
+
+def _first_trials(sweep: Sweep, bracket: Bracket) -> list[Trial]:
+    """Return the trials a bracket runs before it grows; of a search, as many at stand-in LRs over its range."""
+    return trials_of(sweep, bracket, stand_in_lrs(sweep))
+
+
+def stand_in_lrs(sweep: Sweep) -> tuple[float, ...]:
+    """Return the LRs of a grid, or for a search as many over its range: their price is the same."""
+    lr = sweep.axes.lr
+    if sweep.search.name == "grid" or not isinstance(lr, Range):
+        return grid_lrs(sweep)
+    return Range(lr.low, lr.high, lr.scale, max(2, first_lrs(sweep))).grid()[: first_lrs(sweep)]
+
+
+def _cell(bracket: Bracket, trials: Sequence[Trial]) -> dict[str, Json]:
+    cost = price(trials)
+    values = bracket.variant.values
+    return {
+        "variant": ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in values.items()),
+        "values": dict(values),
+        "batch_tokens": bracket.batch_tokens,
+        "tokens": [cell.tokens for cell in bracket.cells],
+        "lrs": len({trial.lr for trial in trials}),
+        "seeds": len(bracket.seeds),
+        "trials": cost.trials,
+        "train_tokens": cost.tokens,
+        "flops": cost.flops,
+    }
+
+
+def _held_out(sweep: Sweep) -> dict[str, tuple[Bracket, list[Trial]]]:
+    """Return the held-out checks by law: at its largest variant, three neighbouring LRs (stand-ins: not known yet)."""
+    if sweep.validate is None:
+        return {}
+    from orchestrator.results import group_label
+
+    largest = {group_label(sweep, v): v for v in sorted(sweep.variants, key=lambda v: v.size.parameters)}
+    lowest, factor = stand_in_lrs(sweep)[0], sweep.validate.factor
+    checks = {}
+    for label, variant in largest.items():
+        bracket = Bracket((held_out_cell(sweep, variant),))
+        checks[label] = (bracket, trials_of(sweep, bracket, [lowest * factor**i for i in range(NEIGHBOURS)]))
+    return checks
+
+
+def _done(sweep: Sweep, listed: Sequence[Trial], outcomes: Mapping[str, Outcome]) -> int:
+    """Return how many of the plan's trials are done; a search's LRs are not known before, so any of them count."""
+    if sweep.search.name == "grid":
+        return sum(is_done(trial, outcomes.get(trial.key)) for trial in listed)
+    return min(len(listed), sum(outcome.outcome != "failed" for outcome in outcomes.values()))
+
+
+def _notes(sweep: Sweep) -> list[str]:
+    """Return what the plan changed of what was asked."""
+    asked = sweep.axes.tokens or ()
+    cells = {cell.tokens for bracket in brackets_of(sweep) for cell in bracket.cells}
+    rounded = sorted(cells - set(asked)) if asked else []
+    notes = []
+    if rounded:
+        notes.append(f"horizons rounded to whole batches: {', '.join(f'{tokens:,}' for tokens in rounded)}")
+    if sweep.search.name == "grid" and sweep.search.grow:
+        notes.append(f"where the best LR is at an edge, up to {sweep.search.grow} LRs more beyond it")
+    repeats = {v.size.train_tokens for v in sweep.variants if v.size.train_tokens is not None}
+    longest = max(cells)
+    if repeats and longest > min(repeats):
+        unit = sweep.variants[0].size.unit
+        notes.append(f"the longest horizon reads the training data {longest / min(repeats):.2g} times ({unit}s repeat)")
+    return notes
+
+
+def status_of(loaded: Loaded, *, home: Path) -> dict[str, Json]:
+    """Return how far a sweep is, from its outcomes, its lease and its driver's progress file."""
+    sweep = loaded.sweep
+    store = SweepStore(home, sweep.experiment)
+    outcomes = Index.open(store).outcomes()
+    live = _live(store)
+    cells = [_cell_status(sweep, cell, found) for cell, found in by_cell(sweep, outcomes)]
+    keys = {key for cell in cells for key in cell.pop("keys")}
+    planned = sum(len(_first_trials(sweep, bracket)) for bracket in brackets_of(sweep))
+    return {
+        "name": sweep.name,
+        "trials": max(planned, len(keys), int(live["trials"]) if live else 0),
+        "done": max(len(keys), int(live["trials_done"]) if live else 0),
+        "outcomes": dict(Counter(outcome.outcome for outcome in outcomes.values())),
+        "driver": _driver(read_lease(store.folder)),
+        "live": live,
+        "cells": cells,
+        "folder": str(store.folder),
+    }
+
+
+def by_cell(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> list[tuple[Cell, dict[Trial, Outcome]]]:
+    """Return every cell with the outcomes that say something of it, whichever LRs they were."""
+    ended = {Trial.from_json(o.trial): o for o in outcomes.values() if o.trial and o.outcome != "failed"}
+    open_ended = is_open_ended(sweep)
+    found = []
+    for cell in cells_of(sweep):
+        of_cell = {
+            trial: outcome
+            for trial, outcome in ended.items()
+            if (trial.workload, trial.optimizer, trial.schedule, trial.batch_tokens, trial.precision)
+            == (cell.variant.workload, cell.variant.optimizer, sweep.schedule, cell.batch_tokens, sweep.precision)
+            and trial.seed in cell.seeds
+            and (trial.tokens == cell.tokens or (open_ended and trial.tokens >= cell.tokens))
+        }
+        found.append((cell, of_cell))
+    return found
+
+
+def _cell_status(sweep: Sweep, cell: Cell, found: Mapping[Trial, Outcome]) -> dict[str, Json]:
+    losses = mean_losses([result_of(trial, cell.tokens, outcome) for trial, outcome in found.items()])
+    best = min(losses, key=lambda lr: losses[lr], default=None)
+    best_loss = None if best is None or math.isinf(losses[best]) else losses[best]
+    return {
+        "label": cell.label,
+        "done": len(found),
+        "trials": max(first_lrs(sweep) * len(cell.seeds), len(found)),
+        "best_lr": None if best_loss is None else best,
+        "best_loss": best_loss,
+        "keys": [trial.key for trial in found],
+    }
+
+
+def _driver(claim: Claim | None) -> dict[str, Json] | None:
+    if claim is None or not claim.alive(now=time.time()):
+        return None
+    return {"user": claim.user, "host": claim.host, "pid": claim.pid, "since": claim.since}
+
+
+def _live(store: SweepStore) -> dict[str, Json] | None:
+    """Return the driver's latest look at its own progress, None if nothing is under way."""
+    try:
+        found = json.loads((store.folder / PROGRESS_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

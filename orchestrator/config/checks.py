@@ -1,0 +1,91 @@
+"""What the parts of a sweep must be to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from orchestrator.config.coerce import must, show
+from sweeps.agenda import first_lrs, first_trials
+from sweeps.errors import ConfigError
+from sweeps.plan import brackets_of
+from sweeps.schedules import Schedule
+from sweeps.spec import Axes, LawSpec, Range, Sweep, Validation, Variant
+
+
+def horizons(axes: Axes) -> list[tuple[int, int]]:
+    """Return (batch, horizon) of every cell, horizons not yet rounded."""
+    if axes.tokens is not None:
+        return [(batch, tokens) for batch in axes.batch_tokens for tokens in axes.tokens]
+    return [(batch, steps * batch) for batch in axes.batch_tokens for steps in axes.steps or ()]
+
+
+def check_batches(axes: Axes, check: Validation | None, variants: Sequence[Variant]) -> None:
+    """Raise ConfigError unless every batch holds whole examples and fits its horizon."""
+    batches = [("axes.batch_tokens", batch) for batch in axes.batch_tokens]
+    pairs = [("axes.batch_tokens", batch, tokens) for batch, tokens in horizons(axes)]
+    if check is not None:
+        batches.append(("validate.batch_tokens", check.batch_tokens))
+        pairs.append(("validate.batch_tokens", check.batch_tokens, check.tokens))
+    for variant in variants:
+        size = variant.size
+        for place, batch in batches:
+            if batch % size.tokens_per_example:
+                rule = f"a multiple of the {size.tokens_per_example:,} {size.unit}s of one example"
+                raise must(place, rule, batch)
+    for place, batch, tokens in pairs:
+        if batch > tokens:
+            raise must(place, f"at most the horizon ({tokens:,} tokens)", batch)
+
+
+def check_schedule(schedule: Schedule, axes: Axes, check: Validation | None, *, grow: int) -> None:
+    """Raise ConfigError unless the schedule fits every horizon and every LR, those that a grid may grow to as well."""
+    totals = {tokens for _, tokens in horizons(axes)} | ({check.tokens} if check is not None else set())
+    lrs = axes.lr if not isinstance(axes.lr, Range) else axes.lr.grid() if axes.lr.points else (axes.lr.low,)
+    lowest = lrs[0] * (lrs[0] / lrs[1]) ** grow if len(lrs) > 1 else lrs[0]
+    try:
+        for total in sorted(totals):
+            schedule.check(total)
+        schedule.floor(lowest)
+    except ValueError as error:
+        raise ConfigError(f"schedule.{error}") from error
+
+
+def varying(axes: Axes, variants: Sequence[Variant]) -> tuple[str, ...]:
+    """Return which variables of a law take two or more values."""
+    cells = horizons(axes)
+    values = {
+        "batch_tokens": {batch for batch, _ in cells},
+        "tokens": {tokens for _, tokens in cells},
+        "parameters": {variant.size.parameters for variant in variants},
+    }
+    return tuple(name for name, found in values.items() if len(found) > 1)
+
+
+def check_law(law: LawSpec, axes: Axes, variants: Sequence[Variant]) -> None:
+    """Raise ConfigError unless the cells tell the law's exponents apart."""
+    points = [(batch, tokens, variant.size.parameters) for batch, tokens in horizons(axes) for variant in variants]
+    columns = {"batch_tokens": 0, "tokens": 1, "parameters": 2}
+    chosen = np.log(np.array(points, dtype=float))[:, [columns[name] for name in law.variables]]
+    design = np.column_stack([np.ones(len(points)), chosen])
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        raise ConfigError(
+            f"law.variables: {show(list(law.variables))} vary only together in axes: their exponents are one"
+        )
+
+
+def check_budget(sweep: Sweep) -> None:
+    """Raise ConfigError if the budget does not hold the first trials of the sweep."""
+    trials, tokens = first_trials(sweep), first_tokens(sweep)
+    if sweep.budget.trials is not None and trials > sweep.budget.trials:
+        raise must("budget.trials", f"at least the {trials:,} trials that the axes ask for", sweep.budget.trials)
+    if sweep.budget.tokens is not None and tokens > sweep.budget.tokens:
+        raise must("budget.tokens", f"at least the {tokens:,} tokens that the axes ask for", sweep.budget.tokens)
+
+
+def first_tokens(sweep: Sweep) -> int:
+    """Return the tokens a sweep needs at least: its first LRs in every bracket, and its held-out check."""
+    rows = sum(bracket.horizon(seed) or 0 for bracket in brackets_of(sweep) for seed in bracket.seeds)
+    check = sweep.validate
+    return first_lrs(sweep) * rows + (3 * check.seeds * check.tokens if check is not None else 0)

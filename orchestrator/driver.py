@@ -1,0 +1,175 @@
+"""The driver's decisions: what its rows report goes to the tracker and the agenda, and the agenda says what is next."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.index import outcome_of
+from orchestrator.progress import Progress
+from orchestrator.store import SweepStore
+from orchestrator.tracking import Tracker
+from orchestrator.tracking.card import card_of
+from sweeps.agenda import Agenda, Outcome
+from sweeps.curves import Curve
+from sweeps.spec import Sweep, Trial
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """What happened while this driver ran."""
+
+    finished: int = 0
+    diverged: int = 0
+    paused: int = 0
+    failed: dict[str, str] = field(default_factory=dict)  # trial key -> why
+    crashes: int = 0
+
+
+class Driver:
+    """Between Ray Tune and everything else. None of its methods raises: Tune would take that for a failed trial.
+
+    Args:
+        after: called once when all brackets are complete; returns the trials of the held-out check.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        *,
+        agenda: Agenda,
+        store: SweepStore,
+        tracker: Tracker,
+        fence: int,
+        progress: Progress,
+        after: Callable[[], Sequence[Trial]],
+    ) -> None:
+        self.sweep = sweep
+        self.agenda = agenda
+        self.tally = Tally()
+        self.error: Exception | None = None
+        self.stopping: str | None = None
+        self._store = store
+        self._tracker = tracker
+        self._fence = fence
+        self._progress = progress
+        self._after: Callable[[], Sequence[Trial]] | None = after
+        self._begun: set[str] = set()
+        self._started = time.monotonic()
+
+    # -- asked by the searcher ------------------------------------------------------------------------------------
+
+    def next_row(self) -> dict[str, Any] | None:
+        """Return the config of the next row, or None if there is none now."""
+        if self.error is not None or self.stopping is not None:
+            return None
+        try:
+            self._watch_budget()
+            if self.agenda.complete and self._after is not None:
+                after, self._after = self._after, None
+                self.agenda.add(after())
+            trial = self.agenda.take()
+        except Exception as error:  # noqa: BLE001 - recorded, and the sweep ends with it
+            self.error = error
+            return None
+        return None if trial is None else self._row([trial])
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no row will ever come any more."""
+        return self.error is not None or self.stopping is not None or (self.agenda.complete and self._after is None)
+
+    def _row(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        absurd = next((part.fields["above"] for part in self.sweep.stopping if part.name == "diverged"), 3.0)
+        return {
+            "trials": [trial.to_json() for trial in trials],
+            "folder": str(self._store.folder),
+            "fence": self._fence,
+            "resources": asdict(self.sweep.resources),
+            "absurd_factor": absurd,
+            "cwd": str(Path.cwd()),
+        }
+
+    # -- told by the callback -------------------------------------------------------------------------------------
+
+    def on_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Take what a row reports of its runs."""
+        try:
+            for message in messages:
+                self._on_message(message)
+            self._watch_budget()
+            self._progress.show(self.agenda)
+        except Exception as error:  # noqa: BLE001 - recorded, and the sweep ends with it
+            self.stop(f"{type(error).__name__}: {error}")
+            self.error = error
+
+    def on_crash(self, keys: Sequence[str], why: str, *, final: bool) -> None:
+        """Take that a row's process ended; `final` when its retries are used up."""
+        self.tally.crashes += 1
+        if not final:
+            return
+        try:
+            for key in keys:
+                self.tally.failed[key] = why
+                self._begin(key)
+                self._tracker.end(key, "failed", {"reason": why[:500]})
+                self.agenda.end(Outcome(key=key, outcome="failed", tokens=0, curve=Curve(), reason=why))
+        except Exception as error:  # noqa: BLE001 - recorded, and the sweep ends with it
+            self.error = error
+
+    def stop(self, why: str) -> None:
+        """Ask every row to save and end; nothing new starts."""
+        if self.stopping is None:
+            self.stopping = why
+            self._store.request_stop()
+
+    def _on_message(self, message: Mapping[str, Any]) -> None:
+        key = message["key"]
+        self._begin(key)
+        if message["points"]:
+            self._tracker.log(key, message["points"])
+        self._progress.saw(key, message)
+        if message["status"] == "paused":
+            self.tally.paused += 1
+            self._tracker.end(key, "paused", {})
+        elif message["outcome"] is not None:
+            outcome = outcome_of(message["outcome"])
+            self._tracker.log(key, points_of(outcome))
+            self._tracker.end(key, outcome.outcome, {"reason": outcome.reason} if outcome.reason else {})
+            self.tally.finished += outcome.outcome == "finished"
+            self.tally.diverged += outcome.outcome == "diverged"
+            self.agenda.end(outcome)
+
+    def _begin(self, key: str) -> None:
+        if key not in self._begun:
+            self._begun.add(key)
+            trial = self.agenda.trials[key]
+            card = card_of(trial.to_json())
+            self._tracker.begin(key, card.name, card.params, card.tags)
+
+    def _watch_budget(self) -> None:
+        seconds = self.sweep.budget.seconds
+        if seconds is not None and time.monotonic() - self._started > seconds:
+            self.stop(f"budget.seconds ({seconds:g}) is used up")
+        if self._store.stop_requested():
+            self.stop("asked to stop")
+
+
+def points_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return the curve of an outcome as points, as the tracker takes them."""
+    curve = outcome.curve
+    return [
+        {
+            "tokens": int(curve.tokens[i]),
+            "step": int(curve.step[i]),
+            "timestamp": float(curve.timestamp[i]),
+            "metrics": {name: float(column[i]) for name, column in curve.metrics.items() if column[i] == column[i]},
+        }
+        for i in range(len(curve))
+    ]

@@ -1,0 +1,207 @@
+"""One command, one sweep: what is missing is trained, the law fitted, checked, and reported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from orchestrator.config import Loaded
+from orchestrator.driver import Driver
+from orchestrator.index import Index
+from orchestrator.lease import Lease
+from orchestrator.progress import Console, Progress, clock, human
+from orchestrator.report import write_findings
+from orchestrator.results import Findings, held_out_trials, of_agenda, open_tracker, study, with_checks
+from orchestrator.search import chooser_of
+from orchestrator.store import SweepStore
+from orchestrator.tracking import Tracker
+from sweeps.agenda import Agenda, first_trials
+from sweeps.errors import ConfigError, SweepError
+from sweeps.plan import price
+from sweeps.spec import Sweep, Trial
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code and what is to be said."""
+
+    exit_code: int
+    lines: tuple[str, ...]
+    findings: Findings | None = None
+    paths: tuple[Path, ...] = field(default_factory=tuple)
+
+
+def run(loaded: Loaded, *, home: Path, environ: Mapping[str, str], console: Console) -> Ended:
+    """Run what is missing of a sweep, then fit, check and report its law.
+
+    Raises:
+        ConfigError: the budget is too small for the plan.
+        StoreError: the store or the tracking server cannot be used.
+        LeaseError: another driver runs this sweep.
+    """
+    sweep = loaded.sweep
+    least = first_trials(sweep)
+    if sweep.budget.trials is not None and least > sweep.budget.trials:
+        raise ConfigError(f"budget.trials: the plan needs at least {least} trials, got {sweep.budget.trials}")
+    store = SweepStore(home, sweep.experiment)
+    store.check_writable()
+    with ExitStack() as stack:
+        lease = Lease.acquire(store.folder, holder="powersweep run")
+        stack.callback(lease.release)
+        tracker = stack.enter_context(closing(open_tracker(loaded, home=home, environ=environ)))
+        session = _Session(loaded, store=store, tracker=tracker, fence=lease.fence, console=console)
+        return session.run()
+
+
+class _Session:
+    """One driver at work on one sweep, its lease held."""
+
+    def __init__(self, loaded: Loaded, *, store: SweepStore, tracker: Tracker, fence: int, console: Console) -> None:
+        self._loaded = loaded
+        self._sweep = loaded.sweep
+        self._store = store
+        self._tracker = tracker
+        self._fence = fence
+        self._console = console
+        self._findings: Findings | None = None
+        store.clear_stop()
+        self._outcomes = Index.open(store).outcomes()
+        self._agenda = Agenda(
+            self._sweep, chooser_of(self._sweep, journal=store.folder / "optuna.journal"), self._outcomes
+        )
+
+    def run(self) -> Ended:
+        """Train, fit, check, report."""
+        started = time.monotonic()
+        done_before = sum(1 for t in self._agenda.trials if t in self._outcomes)
+        self._tracker.parent(self._sweep.name, sweep_key=self._sweep.key, params=_parent_params(self._sweep))
+        self._settle()
+        if self._agenda.complete:
+            self._agenda.add(self._after())
+        driver = None
+        if not self._agenda.complete:
+            self._announce(done_before)
+            driver = self._train()
+            if driver.stopping is not None:
+                return self._stopped(driver)
+        return self._report(driver, done_before, time.monotonic() - started)
+
+    def _settle(self) -> None:
+        """Bring the tracker to the truth of the outcomes: whatever a driver before this one left undone."""
+        self._tracker.settle(self._outcomes)
+        self._tracker.flush()
+
+    def _announce(self, done_before: int) -> None:
+        waiting = self._agenda.waiting()
+        cost = price(waiting)
+        kept = f", {done_before} already done" if done_before else ""
+        self._console.say(
+            f"{self._sweep.name}: {cost.trials} trials to run{kept}; {human(cost.tokens)} tokens, "
+            f"{human(cost.flops)} FLOPs. Curves: powersweep ui"
+        )
+
+    def _train(self) -> Driver:
+        from orchestrator.rows import cluster, run_rows
+
+        progress = Progress(self._console, self._store.folder)
+        driver = Driver(
+            self._sweep,
+            agenda=self._agenda,
+            store=self._store,
+            tracker=self._tracker,
+            fence=self._fence,
+            progress=progress,
+            after=self._after,
+        )
+        try:
+            with _interruptible(driver, self._console), cluster(self._sweep.resources):
+                run_rows(driver)
+        finally:
+            progress.end()
+        if driver.error is not None:
+            raise driver.error if isinstance(driver.error, SweepError) else RuntimeError(str(driver.error))
+        return driver
+
+    def _after(self) -> Sequence[Trial]:
+        """Fit the laws and return the trials of their held-out checks."""
+        self._findings = study(self._sweep, of_agenda(self._agenda))
+        return held_out_trials(self._sweep, self._findings)
+
+    def _stopped(self, driver: Driver) -> Ended:
+        self._tracker.flush()
+        self._tracker.end_parent("stopped")
+        waiting = sum(1 for key in self._agenda.trials if key not in self._agenda.outcomes)
+        interrupted = driver.stopping == "interrupted"
+        return Ended(
+            130 if interrupted else 0,
+            (
+                f"Stopped ({driver.stopping}): {waiting} trials are not finished, their state is saved.",
+                f"To go on: powersweep run {self._loaded.name}",
+            ),
+        )
+
+    def _report(self, driver: Driver | None, done_before: int, seconds: float) -> Ended:
+        if self._findings is None:
+            self._findings = study(self._sweep, of_agenda(self._agenda))
+        findings = with_checks(self._sweep, self._findings, self._agenda.outcomes)
+        failed = dict(driver.tally.failed) if driver is not None else {}
+        paths = write_findings(self._loaded, findings, agenda=self._agenda, store=self._store, tracker=self._tracker)
+        self._tracker.end_parent("failed" if failed else "finished")
+        lines = []
+        if driver is None:
+            lines.append(f"Nothing to run: all {done_before} trials are done.")
+        else:
+            tally = driver.tally
+            diverged = f", {tally.diverged} diverged" if tally.diverged else ""
+            crashes = f", {tally.crashes} crashed rows retried from their checkpoints" if tally.crashes else ""
+            lines.append(f"{tally.finished + tally.diverged} trials ended{diverged}{crashes}, {clock(seconds)}.")
+        lines += [f"failed: {self._agenda.trials[key].short_key}: {why}" for key, why in failed.items()]
+        lines += [*findings.lines()]
+        refused = all(law is None for law in findings.laws.values())
+        return Ended(1 if failed or refused else 0, tuple(lines), findings, tuple(paths))
+
+
+def _parent_params(sweep: Sweep) -> dict[str, str]:
+    """Return what the parent run says of the sweep; the whole of it is in its report."""
+    first = sweep.variants[0]
+    return {
+        "workload": first.workload.name,
+        "optimizer": first.optimizer.name,
+        "schedule": sweep.schedule.name,
+        "search": sweep.search.name,
+        "parameters": str(first.size.parameters),
+    }
+
+
+@contextmanager
+def _interruptible(driver: Driver, console: Console) -> Iterator[None]:
+    """Turn the first Ctrl-C into a clean stop; the second one ends the process."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        driver.stop("interrupted")
+        console.say("Stopping: the rows save their state (Ctrl-C again ends at once).")
+        signal.signal(signal.SIGINT, second)
+
+    def second(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        os._exit(130)
+
+    try:
+        before = signal.signal(signal.SIGINT, first)
+    except ValueError:  # not the main thread: someone else owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

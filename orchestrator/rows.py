@@ -1,0 +1,148 @@
+"""Ray Tune runs the rows: a searcher that hands them out, a callback that takes their reports, one Tuner."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from orchestrator.driver import Driver
+from orchestrator.trainable import Row
+from sweeps.spec import Resources
+
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # curves go to the tracker
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: rows save first
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # nothing is ever restored from Tune's own snapshots
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a row's reports are a list, no top-level metric
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class _Unsaved:
+    """Something Tune pickles into its own snapshots, which are never read: nothing of ours goes there."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class RowSearcher(_Unsaved, Searcher):  # type: ignore[misc]  # ray ships no types
+    """Hands out the driver's rows."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(metric="runs", mode="min")
+        self._driver = driver
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next row, None if there is none now, FINISHED if there never will be."""
+        row = self._driver.next_row()
+        if row is None and self._driver.exhausted:
+            return Searcher.FINISHED
+        return row
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Do nothing: the callback has the result unflattened."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the sweep's state is its outcomes."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing."""
+
+
+class RowCallback(_Unsaved, tune.Callback):  # type: ignore[misc]  # ray ships no types
+    """Hands the rows' reports to the driver."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Take a report."""
+        self._driver.on_messages(result.get("runs", ()))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Take that a row crashed and will be tried again."""
+        self._driver.on_crash(_keys(trial), _why(trial), final=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Take that a row crashed once too often."""
+        self._driver.on_crash(_keys(trial), _why(trial), final=True)
+
+
+def _keys(trial: Any) -> list[str]:
+    from sweeps.spec import Trial
+
+    return [Trial.from_json(record).key for record in trial.config["trials"]]
+
+
+def _why(trial: Any) -> str:
+    """Return the last line of what went wrong in a row."""
+    error = trial.get_pickled_error() or trial.get_ray_actor_error() or "its process ended"
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "its process ended"
+
+
+@contextlib.contextmanager
+def cluster(resources: Resources) -> Iterator[None]:
+    """Join the Ray cluster named, or start one of this machine for as long as the block lasts.
+
+    A cluster this process already joined is used and left as it is.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(
+        address=resources.address or "local",
+        include_dashboard=False if resources.address is None else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}} if not resources.gpus else None,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_rows(driver: Driver) -> None:
+    """Run rows until the driver has no more; returns when all have ended."""
+    resources = driver.sweep.resources
+    folder = tempfile.mkdtemp(prefix="powersweep-tune-")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(Row, {"cpu": resources.cpus, "gpu": resources.gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=RowSearcher(driver),
+                num_samples=-1,
+                reuse_actors=True,
+                max_concurrent_trials=resources.concurrent,
+                trial_name_creator=lambda trial: f"row-{trial.trial_id}",
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="rows",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[RowCallback(driver)],
+                failure_config=tune.FailureConfig(max_failures=resources.retries),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""Optuna chooses the learning rates of a bracket, in waves, from a journal that survives its driver."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.agenda import Chooser, grid_chooser
+from sweeps.errors import ConfigError, unknown_name
+from sweeps.plan import Bracket, mean_losses
+from sweeps.spec import Range, Result, Search, Sweep, content_key, six_digits
+
+WAVE = "powersweep:wave"  # user attribute of a trial: which wave asked for it
+ASKED = "powersweep:lr"  # the LR as it is trained: six digits
+
+
+def _random(seed: int, startup: int) -> BaseSampler:
+    del startup
+    return RandomSampler(seed=seed)
+
+
+def _qmc(seed: int, startup: int) -> BaseSampler:
+    del startup
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+
+
+def _tpe(seed: int, startup: int) -> BaseSampler:
+    return TPESampler(seed=seed, n_startup_trials=startup)
+
+
+def _gp(seed: int, startup: int) -> BaseSampler:
+    return GPSampler(seed=seed, n_startup_trials=startup)
+
+
+SAMPLERS = {"random": _random, "qmc": _qmc, "tpe": _tpe, "gp": _gp}
+
+
+class OptunaChooser:
+    """One Optuna study a bracket; a wave is asked when the one before it is complete.
+
+    What was asked is in the journal before it is trained, so a new driver goes on with the same LRs. A diverged LR
+    is told as pruned, never as finished.
+
+    Args:
+        search: the sampler, its seed, LRs in all and in a wave.
+        lr: the range of the learning rate.
+        journal: file of the journal storage; one writer, the driver.
+    """
+
+    def __init__(self, search: Search, lr: Range, *, journal: Path) -> None:
+        if search.name not in SAMPLERS:
+            raise unknown_name("search.name", search.name, ["grid", *SAMPLERS])
+        self._search = search
+        self._lr = lr
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage = JournalStorage(JournalFileBackend(str(journal)))
+        self._studies: dict[str, optuna.Study] = {}
+
+    def next_lrs(
+        self, bracket: Bracket, tried: Sequence[float], results: Mapping[str, Sequence[Result]]
+    ) -> list[float]:
+        """Return the next wave: from the journal if it was asked before, else asked now."""
+        study = self._study(bracket)
+        if tried:
+            self._tell(study, bracket, results)
+        left = self._search.trials - len(tried)
+        if left <= 0:
+            return []
+        wave = sum(1 for size in _wave_starts(self._search) if size < len(tried)) if tried else 0
+        return self._wave(study, bracket, wave, min(self._search.wave, left))
+
+    def _study(self, bracket: Bracket) -> optuna.Study:
+        if bracket.key not in self._studies:
+            name = content_key([bracket.key, self._search.name, self._search.seed, self._lr.low, self._lr.high])
+            self._studies[bracket.key] = optuna.create_study(
+                study_name=f"powersweep-{name}", storage=self._storage, direction="minimize", load_if_exists=True
+            )
+        return self._studies[bracket.key]
+
+    def _wave(self, study: optuna.Study, bracket: Bracket, wave: int, size: int) -> list[float]:
+        """Return the wave's LRs, asking for those the journal does not hold."""
+        asked = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(WAVE) == wave]
+        lrs = [float(t.user_attrs[ASKED]) for t in asked if ASKED in t.user_attrs]
+        while len(lrs) < size:
+            place = content_key([bracket.key, self._search.seed, wave, len(lrs)])
+            stateful = self._search.name == "qmc"  # a sequence: one seed for all of it, the index is in the storage
+            seed = int(content_key([bracket.key, self._search.seed]) if stateful else place, 16) % 2**31
+            study.sampler = SAMPLERS[self._search.name](seed, self._search.wave)
+            trial = study.ask()
+            value = trial.suggest_float("lr", self._lr.low, self._lr.high, log=self._lr.scale == "log")
+            trial.set_user_attr(WAVE, wave)
+            trial.set_user_attr(ASKED, six_digits(value))
+            lrs.append(six_digits(value))
+        return list(dict.fromkeys(lrs))
+
+    def _tell(self, study: optuna.Study, bracket: Bracket, results: Mapping[str, Sequence[Result]]) -> None:
+        """Tell every complete LR once: the loss at the bracket's furthest cell, the mean over seeds."""
+        furthest = max(bracket.cells, key=lambda cell: cell.tokens)
+        loss = mean_losses(results[furthest.key])
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            lr = trial.user_attrs.get(ASKED)
+            if lr in loss:
+                _tell_one(study, trial, loss[lr])
+            elif lr is None:  # asked, but its driver died before it was written down: never trained
+                study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _tell_one(study: optuna.Study, trial: FrozenTrial, loss: float) -> None:
+    if math.isfinite(loss):
+        study.tell(trial.number, loss)
+    else:
+        study.tell(trial.number, state=TrialState.PRUNED)
+
+
+def _wave_starts(search: Search) -> list[int]:
+    """Return how many LRs were asked before each wave."""
+    return list(range(0, search.trials, search.wave))
+
+
+def chooser_of(sweep: Sweep, *, journal: Path) -> Chooser:
+    """Return what chooses the LRs of a sweep."""
+    if sweep.search.name == "grid":
+        return grid_chooser(sweep)
+    if not isinstance(sweep.axes.lr, Range):
+        raise ConfigError(f"axes.lr: search {sweep.search.name!r} needs a range, {{log: [low, high]}}, got a list")
+    return OptunaChooser(sweep.search, sweep.axes.lr, journal=journal)

@@ -1,0 +1,76 @@
+"""What MLflow shows of a trial: a name for people, flat parameters, tags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PARTS = ("workload", "optimizer", "schedule")
+PLAIN = ("lr", "batch_tokens", "tokens", "seed", "parameters", "precision")
+LONGEST_VALUE = 6000  # characters of a parameter: MLflow's limit
+LONGEST_TAG = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The constant part of a run: `params` and `tags` are text, as in MLflow."""
+
+    name: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def card_of(trial: Mapping[str, Any]) -> Card:
+    """Return the card of a trial's record (`Trial.to_json`); fields it lacks are left out."""
+    params = {name: _text(trial[name]) for name in PLAIN if trial.get(name) is not None}
+    tags = {}
+    for place in PARTS:
+        part = trial.get(place)
+        if not part:
+            continue
+        params[f"{place}.name"] = str(part["name"])
+        params.update(_flat(place, part.get("fields", {})))
+        if part.get("source"):
+            tags[f"source.{place}"] = str(part["source"])
+    return Card(_name(trial), params, tags)
+
+
+def human(count: float) -> str:
+    """Return a count at three digits: 262144 -> 262k."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def short_float(value: float) -> str:
+    """Return a number with an exponent, at three digits: 0.002 -> 2e-3."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def _name(trial: Mapping[str, Any]) -> str:
+    words = []
+    if trial.get("lr") is not None:
+        words.append(f"lr {short_float(trial['lr'])}")
+    words += [
+        f"{letter} {human(trial[name])}"
+        for letter, name in (("B", "batch_tokens"), ("T", "tokens"))
+        if trial.get(name) is not None
+    ]
+    if trial.get("seed") is not None:
+        words.append(f"s{trial['seed']}")
+    return " ".join(words) or "trial"
+
+
+def _flat(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(f"{prefix}.{name}", inner)
+        else:
+            yield f"{prefix}.{name}", _text(inner)
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,130 @@
+"""The held-out check: whether the optimum found one scale up meets the interval that the law gave for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from sweeps.errors import ReachError
+from sweeps.laws.basin import BasinPosterior, Curvature
+from sweeps.laws.law import Law
+from sweeps.laws.optimum import ESTIMATORS, SAME, Tried, as_optimum, posterior_of, tabulate
+from sweeps.laws.records import Optimum, Prediction, Verdict
+from sweeps.spec import Result
+
+MINIMUM_SEEDS = 3  # paired; with two, the noise of a difference has one degree of freedom
+MINIMUM_LRS = 3
+MINIMUM_CELLS = 3  # whose basins together say how curved the held-out one may be
+CURVATURE_SPREAD = 0.6  # of the curvature, in its median: it doubles over a 64-fold range of batch on Step Law; assumed
+
+
+def check(
+    law: Law, results: Sequence[Result], *, batch_tokens: float, tokens: float, parameters: float | None = None
+) -> Verdict:
+    """Return the verdict of results at the law's LR and its neighbours, on three paired seeds or more.
+
+    The interval of the held-out optimum is that of `optimum.posterior_of`, seeds' offsets removed: it may lie beyond
+    the LRs tried. Disjoint from the law's: rejected. Meeting it, and narrower than the range tried: validated. Anything
+    else: cannot tell. `regret` is by the fitted basin, or, without an optimum, the mean loss at the LR nearest to the
+    law's above the best.
+    """
+    target = {"batch_tokens": float(batch_tokens), "tokens": float(tokens)}
+    if parameters is not None:
+        target["parameters"] = float(parameters)
+    try:
+        predicted = law.predict(batch_tokens=batch_tokens, tokens=tokens, parameters=parameters)
+    except ReachError as error:
+        return Verdict("cannot tell", str(error), target, cast(Prediction, error.estimate), _none("no minimum"))
+    limit = _lowest_divergence(results)
+    if limit is not None and limit <= predicted.low * (1.0 + SAME):
+        reason = f"all seeds diverged at {limit:.3g}, and the law's interval starts at {predicted.low:.3g}"
+        return Verdict("rejected", reason, target, predicted, _none("edge low"))
+    tried = tabulate(results)
+    lacking = _lacking(tried)
+    if tried is None or lacking is not None:
+        observed = _none("too few points", tried)
+        regret = None if tried is None else _mean_regret(tried, predicted)
+        return Verdict("cannot tell", str(lacking), target, predicted, observed, regret)
+    posterior, used = posterior_of(
+        tried, shape=ESTIMATORS[law.estimator], noise_sd=law.noise.get("seed_sd"), curvature=_curvature(law)
+    )
+    found = as_optimum(posterior, tried.log_lr[used], confidence=law.confidence)
+    span = posterior.interval(law.confidence)
+    width = float(tried.log_lr[-1] - tried.log_lr[0])
+    inside = tried.log_lr[0] < posterior.mean < tried.log_lr[-1]
+    determined = bool(posterior.convex and inside and span[1] - span[0] < width)
+    status, reason = _judge(predicted, span, determined=determined)
+    observed = found if determined else _none(_where(tried), tried)
+    regret = _basin_regret(posterior, predicted) if determined else _mean_regret(tried, predicted)
+    return Verdict(status, reason, target, predicted, observed, regret)
+
+
+def _judge(predicted: Prediction, span: tuple[float, float], *, determined: bool) -> tuple[str, str]:
+    low, high = math.exp(span[0]), math.exp(span[1])
+    said = f"the law says {predicted.low:.3g} to {predicted.high:.3g}"
+    held = f"the held-out optimum lies in {low:.3g} to {high:.3g}, {said}"
+    if high < predicted.low or low > predicted.high:
+        return "rejected", f"{held}: apart"
+    if determined:
+        return "validated", f"{held}: they meet"
+    return "cannot tell", f"the losses do not determine an optimum: {held}"
+
+
+def _curvature(law: Law) -> Curvature | None:
+    """Return what the law's own cells say of the second derivative of the loss in ln lr at an optimum."""
+    basins = [cell["optimum"]["basin"] for cell in law.cells]
+    bends = [2.0 * basin[2] for basin in basins if len(basin) > 2 and basin[2] > 0.0]
+    if len(bends) < MINIMUM_CELLS:
+        return None
+    middle = float(np.median(bends))
+    return Curvature(middle, max(CURVATURE_SPREAD * middle, float(np.std(bends))))
+
+
+def _lacking(tried: Tried | None) -> str | None:
+    """Return what is missing for a verdict, or None."""
+    if tried is None:
+        return "no held-out trial gave a loss"
+    finite = np.isfinite(tried.loss)
+    if np.count_nonzero(finite) < MINIMUM_LRS:
+        return f"needs losses at {MINIMUM_LRS} learning rates, got {np.count_nonzero(finite)}"
+    paired = int(np.count_nonzero(np.isfinite(tried.residuals[finite]).all(axis=0)))
+    if paired < MINIMUM_SEEDS:
+        return f"needs {MINIMUM_SEEDS} seeds that ran at every learning rate, got {paired}"
+    return None
+
+
+def _lowest_divergence(results: Sequence[Result]) -> float | None:
+    """Return the lowest LR from which on every seed tried diverged."""
+    limit = None
+    for lr in sorted({r.lr for r in results if r.outcome != "failed"}, reverse=True):
+        if any(r.outcome != "diverged" for r in results if r.lr == lr and r.outcome != "failed"):
+            break
+        limit = lr
+    return limit
+
+
+def _where(tried: Tried) -> str:
+    finite = np.flatnonzero(np.isfinite(tried.loss))
+    return {finite[0]: "edge low", finite[-1]: "edge high"}.get(tried.best, "no minimum")
+
+
+def _none(reason: str, tried: Tried | None = None) -> Optimum:
+    if tried is None:
+        return Optimum(None, None, None, None, None, reason)
+    lr, loss = math.exp(float(tried.log_lr[tried.best])), float(tried.loss[tried.best])
+    return Optimum(lr, None, None, None, None, reason, loss=loss)
+
+
+def _basin_regret(posterior: BasinPosterior, predicted: Prediction) -> float:
+    at = math.log(predicted.lr) - posterior.mean
+    value = float(np.polynomial.polynomial.polyval(at, np.array(posterior.basin)))
+    return max(0.0, value - posterior.loss)
+
+
+def _mean_regret(tried: Tried, predicted: Prediction) -> float | None:
+    nearest = int(np.argmin(np.abs(tried.log_lr - math.log(predicted.lr))))
+    regret = float(tried.loss[nearest] - tried.loss[tried.best])
+    return regret if math.isfinite(regret) else None

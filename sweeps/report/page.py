@@ -1,0 +1,194 @@
+"""The report as one HTML file that needs nothing else: no script, no font, no picture from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from sweeps.laws.records import CellOptimum
+from sweeps.report.data import Cost, LawReport, ReportData
+from sweeps.report.figures import file_name
+from sweeps.report.sheet import CSS
+from sweeps.report.text import count_text, exact_text, interval_text, lr_text, optimum_text, seconds_text
+
+EXPLAINED = {
+    "fitted": "fitted, not checked on a held-out run",
+    "validated": "validated: the held-out optimum meets the interval",
+    "rejected": "rejected: the held-out optimum lies outside the interval",
+    "cannot tell": "cannot tell: the held-out runs do not decide",
+    "none": "no law",
+}
+PLACES = {"box": "among the cells fitted", "reach": "extrapolated", "beyond": "beyond the reach"}
+AXES = {"batch_tokens": "B", "tokens": "T", "parameters": "N"}
+CAPTIONS = {
+    "law": "Each point is the best LR of one cell with its interval; the lines are the law, solid where cells were "
+    "fitted and dashed where it is extrapolated, with their bands. The star is the optimum found at the held-out "
+    "target, beside the interval that the law gave for it before.",
+    "basins": "Final loss over LR. Pale points are seeds, dark ones their mean; the line is the fit around the minimum "
+    "and the bar the interval of the optimum. A cell whose best LR is at the edge of what was tried is censored: it "
+    "has no optimum and takes no part in the fit.",
+    "curves": "A line a run, coloured by its LR; thick: the LR nearest to the optimum; a red cross: diverged.",
+    "residuals": "Left: each optimum over the law. Middle: how wide the interval of each optimum is. Right: noise.",
+}
+
+
+def render(data: ReportData, figures: Mapping[str, bytes]) -> str:
+    """Return the page. `figures` is file name -> PNG, as `figures.draw` makes them."""
+    several = len(data.laws) > 1
+    body = "".join(_law(data, i, law, figures, several=several) for i, law in enumerate(data.laws))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(data.name)}: learning-rate law</title><style>{CSS}</style></head><body><main>"
+        f'<header><p class="kicker">learning-rate law of the sweep</p><h1>{escape(data.name)}</h1></header>'
+        f"{body}{_refused(data)}{_cost(data)}{_recipe(data)}"
+        f"<footer>{escape(data.made_by)}</footer></main></body></html>\n"
+    )
+
+
+def _law(data: ReportData, index: int, report: LawReport, figures: Mapping[str, bytes], *, several: bool) -> str:
+    status = "none" if report.law is None else report.law.status
+    heading = f"<h2>{escape(report.label)}</h2>" if several or report.label else ""
+    line = escape(report.law.one_line()) if report.law is not None else escape(report.refusal or "no law was fitted")
+    first = (
+        f'<section class="lead"><p class="badge {status.replace(" ", "-")}">{EXPLAINED[status]}</p>'
+        f'<p class="formula">{line}</p>{_convention(report, data.unit)}</section>'
+    )
+    shown = {kind: _figure(figures, file_name(kind, index), kind) for kind in CAPTIONS}
+    return (
+        f"{heading}{first}{shown['law']}{_usage(report)}{_held_out(report, data.unit)}"
+        f"<h3>Cells</h3>{_cells(report.cells, data.unit)}"
+        f"<h3>Basins</h3>{shown['basins']}<h3>Curves</h3>{shown['curves']}"
+        f"<h3>Fit and noise</h3>{shown['residuals']}"
+    )
+
+
+def _figure(figures: Mapping[str, bytes], name: str, kind: str) -> str:
+    if name not in figures:
+        return ""
+    picture = base64.b64encode(figures[name]).decode()
+    return (
+        f'<figure><img alt="{escape(kind)} figure" src="data:image/png;base64,{picture}">'
+        f"<figcaption>{CAPTIONS[kind]}</figcaption></figure>"
+    )
+
+
+def _convention(report: LawReport, unit: str) -> str:
+    law = report.law
+    if law is None:
+        return ""
+    meaning = {"batch fixed": "the best LR at the batch size given", "batch free": "the best LR at the best batch size"}
+    spans = [
+        f"{AXES[name]} {exact_text(low)} to {exact_text(high)}, asked up to {exact_text(law.reach[name][1])}"
+        for name, (low, high) in law.box.items()
+        if low < high
+    ]
+    return (
+        f'<p class="small">Convention: {escape(law.convention)} ({escape(meaning.get(law.convention, ""))}). '
+        f"B is the batch size and T the length of the run, in {escape(unit)}s; N counts parameters. "
+        f"Fitted on {escape('; '.join(spans))}. Beyond that it refuses.</p>"
+    )
+
+
+def _usage(report: LawReport) -> str:
+    if report.law is None:
+        return ""
+    target = report.verdict.target if report.verdict else {n: high for n, (_, high) in report.law.box.items()}
+    batch, tokens = round(target["batch_tokens"]), round(target["tokens"])
+    size = round(target["parameters"]) if "parameters" in report.law.variables else None
+    option, argument = ("", "") if size is None else (f" --parameters {size}", f", parameters={size}")
+    command = f"powersweep predict {report.file} --tokens {tokens} --batch-tokens {batch}{option}"
+    call = f"law.factor(batch_tokens={batch}, tokens={tokens}{argument})"
+    code = (
+        f'law = Law.load("{report.file}")  # from sweeps.laws.law import Law\n'
+        f"scheduler = LambdaLR(optimizer, {call})  # optimizer with lr=1.0"
+    )
+    return f"<h3>Use it</h3><pre>{escape(command)}</pre><pre>{escape(code)}</pre>"
+
+
+def _held_out(report: LawReport, unit: str) -> str:
+    verdict = report.verdict
+    if verdict is None:
+        return ""
+    observed, predicted = verdict.observed, verdict.predicted
+    regret = "-" if verdict.regret is None else f"{verdict.regret:.4f} nats"
+    rows = [
+        (
+            "target",
+            f"batch {exact_text(verdict.target['batch_tokens'])}, {count_text(verdict.target['tokens'])} {unit}s",
+        ),
+        (
+            "predicted",
+            f"{lr_text(predicted.lr)} {interval_text(predicted.low, predicted.high)}, {PLACES[predicted.place]}",
+        ),
+        ("found", optimum_text(observed)),
+        ("loss given up at the predicted LR", regret),
+        ("verdict", f"{verdict.status}: {verdict.reason}"),
+    ]
+    return f"<h3>Held-out check</h3>{_pairs(rows)}"
+
+
+def _cells(cells: Sequence[CellOptimum], unit: str) -> str:
+    sizes = len({cell.parameters for cell in cells}) > 1
+    further = sorted({name for cell in cells for name in cell.values})
+    names = ["batch", f"{unit}s", *(["parameters"] if sizes else []), *further]
+    names += ["lr*", "interval", "loss there", "trials", "seeds", "noise sd", "censored"]
+    rows = []
+    for cell in sorted(cells, key=lambda c: (c.parameters, c.batch_tokens, c.tokens, c.key)):
+        o = cell.optimum
+        best = "-" if o.lr is None else f"({lr_text(o.lr)})" if o.censored else lr_text(o.lr)
+        row = [f"{cell.batch_tokens:,}", f"{cell.tokens:,}", *([f"{cell.parameters:,}"] if sizes else [])]
+        row += [str(cell.values.get(name, "")) for name in further]
+        row += [best, interval_text(o.low, o.high), "-" if o.loss is None else f"{o.loss:.4f}"]
+        row += [str(len(cell.results)), str(len({r.seed for r in cell.results}))]
+        row += ["-" if o.noise_sd is None else f"{o.noise_sd:.4f}", o.censored or ""]
+        kind = ' class="censored"' if o.censored else ""
+        rows.append(f"<tr{kind}>{''.join(f'<td>{escape(x)}</td>' for x in row)}</tr>")
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    censored = any(cell.optimum.censored for cell in cells)
+    note = '<p class="small">In brackets: the best LR tried in a censored cell.</p>' if censored else ""
+    table = f'<table class="grid"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<div class="wide">{table}</div>{note}'
+
+
+def _refused(data: ReportData) -> str:
+    """List what took no part, and why."""
+    said = list(data.remarks)
+    for report in data.laws:
+        prefix = f"{report.label}: " if report.label else ""
+        said += [f"{prefix}{report.refusal}"] if report.refusal else []
+        if report.law is not None:
+            said += [f"{prefix}not fitted: {c['label']} ({c['reason']})" for c in report.law.left_out]
+        else:
+            said += [f"{prefix}{c.label}: {c.optimum.censored}" for c in report.cells if c.optimum.censored]
+        results = [r for c in report.cells for r in c.results]
+        lost = {way: len({r.key for r in results if r.outcome == way}) for way in ("diverged", "stopped", "failed")}
+        said += [f"{prefix}{count} trials {way}" for way, count in lost.items() if count]
+    items = "".join(f"<li>{escape(text)}</li>" for text in said) or "<li>nothing</li>"
+    return f"<h3>Censored, refused, left out</h3><ul>{items}</ul>"
+
+
+def _cost(data: ReportData) -> str:
+    cost: Cost | None = data.cost
+    if cost is None:
+        return ""
+    rows = [
+        ("trials", f"{cost.trials:,}"),
+        (f"{data.unit}s trained on", count_text(cost.tokens) if cost.tokens else "0"),
+        ("of these, a second time after an interruption", f"{cost.tokens_redone:,}"),
+        ("FLOPs", f"{cost.flops:.2e}"),
+        ("time", seconds_text(cost.seconds)),
+    ]
+    return f"<h3>Cost</h3>{_pairs(rows)}"
+
+
+def _recipe(data: ReportData) -> str:
+    rows = [("fingerprint", data.fingerprint or "-"), ("tracked in", data.tracking or "-")]
+    text = f"<pre>{escape(data.recipe.rstrip())}</pre>" if data.recipe else ""
+    return f"<h3>Recipe</h3>{_pairs(rows)}{text}"
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> str:
+    lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value.strip())}</td></tr>" for name, value in rows)
+    return f'<table class="pairs"><tbody>{lines}</tbody></table>'

@@ -1,0 +1,142 @@
+"""The lease: one driver at a time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.lease import FencedError, Lease, check_fence, newest_fence, read_lease
+from sweeps.errors import LeaseError, StoreError
+
+
+def acquire(folder: Path, **changes: Any) -> Lease:
+    return Lease.acquire(folder, holder="ada", **changes)
+
+
+def race(folder: str, start: Any, results: Any) -> None:
+    """Try once at the common start, and hold what was won until all have tried."""
+    start.wait()
+    try:
+        lease = acquire(Path(folder))
+        results.put(lease.fence)
+        time.sleep(1.0)
+    except LeaseError:
+        results.put(None)
+
+
+def test_a_second_driver_is_told_who_holds_the_sweep(tmp_path: Path) -> None:
+    lease = acquire(tmp_path)
+    with pytest.raises(LeaseError, match=rf"ada@.+, pid {os.getpid()}, since \d{{4}}-.+last heartbeat \d+ s ago"):
+        acquire(tmp_path)
+    lease.release()
+
+
+def test_a_released_lease_goes_to_the_next_driver_under_a_higher_number(tmp_path: Path) -> None:
+    fences = []
+    for _ in range(3):
+        lease = acquire(tmp_path)
+        fences.append(lease.fence)
+        lease.release()
+        lease.release()
+    assert fences == [1, 2, 3]
+    claim = read_lease(tmp_path)
+    assert claim is not None
+    assert claim.released
+
+
+def test_exactly_one_of_many_racing_drivers_wins(tmp_path: Path) -> None:
+    acquire(tmp_path).release()
+    spawn = multiprocessing.get_context("spawn")
+    start, results = spawn.Event(), spawn.Queue()
+    racers = [spawn.Process(target=race, args=(str(tmp_path), start, results)) for _ in range(3)]
+    for racer in racers:
+        racer.start()
+    time.sleep(0.5)
+    start.set()
+    won = [results.get(timeout=30) for _ in racers]
+    for racer in racers:
+        racer.join()
+    assert sorted(fence or 0 for fence in won) == [0, 0, 2]
+
+
+def test_a_killed_driver_is_succeeded_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from orchestrator.lease import Lease; "
+        "Lease.acquire(Path(sys.argv[1]), holder='bob'); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b"held\n"
+        with pytest.raises(LeaseError, match="bob@"):
+            acquire(tmp_path)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    lease = acquire(tmp_path)
+    assert lease.fence == 2
+    lease.release()
+
+
+def test_a_silent_driver_elsewhere_is_succeeded_only_after_its_time(tmp_path: Path) -> None:
+    acquire(tmp_path).release()
+    file = tmp_path / "lease" / "000001.json"
+    claim = json.loads(file.read_text()) | {"machine": "another", "released": False, "heartbeat": 1000.0}
+    file.write_text(json.dumps(claim))
+    with pytest.raises(LeaseError, match="last heartbeat 59 s ago"):
+        acquire(tmp_path, clock=lambda: 1059.0)
+    lease = acquire(tmp_path, clock=lambda: 1061.0)
+    assert lease.fence == 2
+    lease.release()
+
+
+def test_heartbeats_keep_a_lease(tmp_path: Path) -> None:
+    lease = acquire(tmp_path, heartbeat_seconds=0.02)
+    first = read_lease(tmp_path)
+    time.sleep(0.3)
+    later = read_lease(tmp_path)
+    assert first is not None
+    assert later is not None
+    assert later.heartbeat > first.heartbeat
+    lease.release()
+
+
+def test_a_driver_that_was_succeeded_is_fenced_and_cannot_harm_its_successor(tmp_path: Path) -> None:
+    old = acquire(tmp_path, heartbeat_seconds=0.02)
+    new = acquire(tmp_path, clock=lambda: time.time() + 100)
+    with pytest.raises(FencedError, match="driver number 2 has taken over"):
+        old.check()
+    time.sleep(0.1)
+    old.release()
+    claim = read_lease(tmp_path)
+    assert claim is not None
+    assert (claim.fence, claim.released) == (2, False)
+    new.check()
+    new.release()
+
+
+def test_a_number_once_given_is_never_given_again_though_its_claim_is_lost(tmp_path: Path) -> None:
+    acquire(tmp_path).release()
+    (tmp_path / "lease" / "000001.json").write_text("")
+    assert read_lease(tmp_path) is None
+    lease = acquire(tmp_path)
+    assert lease.fence == newest_fence(tmp_path) == 2
+    lease.release()
+
+
+def test_a_sweep_that_never_ran_fences_nobody(tmp_path: Path) -> None:
+    check_fence(tmp_path / "none", 0)
+    assert read_lease(tmp_path / "none") is None
+
+
+def test_a_folder_that_cannot_be_made_is_a_store_error_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/sweep/lease: cannot be written"):
+        acquire(tmp_path / "file" / "sweep")

@@ -1,0 +1,320 @@
+"""What figures and the HTML report promise."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from sweeps.curves import Curve
+from sweeps.errors import StoreError
+from sweeps.laws.heldout import check
+from sweeps.laws.law import Law, fit_law
+from sweeps.laws.optimum import refine
+from sweeps.laws.records import CellOptimum, Optimum
+from sweeps.report import Cost, LawReport, ReportData, figures, page, write_report
+from sweeps.report.basins import draw_basins
+from sweeps.report.data import LawReport as Report
+from sweeps.report.law import draw_law
+from sweeps.report.look import arrange, png
+from sweeps.report.runs import draw_curves
+from sweeps.report.spread import draw_residuals
+from sweeps.report.text import count_text, exact_text, interval_text, lr_text, seconds_text
+from sweeps.spec import LawSpec, Result
+
+PNG = b"\x89PNG\r\n\x1a\n"
+GRID = tuple(5e-4 * 2**k for k in range(6))
+NOTHING = Optimum(lr=None, low=None, high=None, log_sd=None, dof=None, censored="too few points")
+
+
+def best_lr(batch_tokens: int, tokens: int, parameters: int) -> float:
+    return 2e-3 * (batch_tokens / 1024) ** 0.3 * (tokens / 262_144) ** -0.1 * (parameters / 1e5) ** -0.2
+
+
+def a_cell(
+    batch_tokens: int, tokens: int, *, parameters: int = 100_000, lrs: Sequence[float] = GRID, seeds: int = 2
+) -> CellOptimum:
+    rng = np.random.default_rng([batch_tokens, tokens, parameters])
+    key = f"{parameters}-{batch_tokens}-{tokens}"
+    results = []
+    for lr in lrs:
+        for seed in range(seeds):
+            x = math.log(lr / best_lr(batch_tokens, tokens, parameters))
+            diverged = lr > 1.2e-2 and batch_tokens < 1000
+            loss = None if diverged else 2.5 + 0.06 * x * x + 0.01 * x**3 + 0.003 * rng.standard_normal()
+            results.append(Result(f"{key}-{lr:.3g}-{seed}", lr, seed, loss, "diverged" if diverged else "finished"))
+    return CellOptimum(
+        key, f"batch {batch_tokens}, tokens {tokens}", batch_tokens, tokens, parameters, NOTHING, tuple(results)
+    )
+
+
+def curves_of(cells: Sequence[CellOptimum]) -> dict[str, Curve]:
+    found = {}
+    for cell in cells:
+        tokens = cell.tokens // 32 * np.arange(1, 33)
+        for result in cell.results:
+            end = 2.6 if result.loss is None else result.loss
+            loss = end + 2.5 * np.exp(-5 * tokens / cell.tokens)
+            if result.outcome == "diverged":
+                tokens, loss = tokens[:6], np.array([*loss[:4], 80.0, math.inf])
+            found[result.key] = Curve(tokens, tokens // cell.batch_tokens, tokens / 1e5, {"validation/loss": loss})
+    return found
+
+
+def a_report(
+    *,
+    batches: Sequence[int] = (256, 1024, 4096),
+    tokens: Sequence[int] = (131_072, 262_144, 524_288),
+    sizes: Sequence[int] = (100_000,),
+    variables: tuple[str, ...] = ("batch_tokens", "tokens"),
+) -> LawReport:
+    cells = refine([a_cell(b, t, parameters=n) for n in sizes for b in batches for t in tokens])
+    law = fit_law(cells, spec=LawSpec(variables=variables), recipe={"unit": "byte"}, sweep_key="0", version="0.1.0")
+    n = sizes[-1] if "parameters" in variables else None
+    lr = law.predict(batch_tokens=batches[1], tokens=2 * tokens[-1], parameters=n).lr
+    target = a_cell(batches[1], 2 * tokens[-1], parameters=sizes[-1], lrs=(lr / 2, lr, lr * 2), seeds=3)
+    verdict = check(law, target.results, batch_tokens=batches[1], tokens=2 * tokens[-1], parameters=n)
+    held_out = replace(target, optimum=verdict.observed)
+    return LawReport(cells, law.with_verdict(verdict), verdict=verdict, held_out=held_out)
+
+
+@pytest.fixture(scope="module")
+def report() -> LawReport:
+    return a_report()
+
+
+@pytest.fixture(scope="module")
+def data(report: LawReport) -> ReportData:
+    assert report.held_out is not None
+    return ReportData(
+        name="<quickstart> & more",
+        laws=(report,),
+        curves=curves_of([*report.cells, report.held_out]),
+        cost=Cost(trials=117, tokens=38_000_000, flops=2.7e13, seconds=251.0, tokens_redone=12_288),
+        recipe="name: quickstart\naxes:\n  lr: [1e-3]  # <here>\n",
+        fingerprint="c0ffee" * 10,
+        made_by="powersweep 0.1.0",
+        unit="byte",
+        remarks=("trial 3f2a9c failed twice",),
+        tracking="sqlite:///mlflow.db",
+    )
+
+
+class Page(HTMLParser):
+    """What a browser would see: text, tags left open, and all that is fetched."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.fetched: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_report_is_written_whole_and_the_same_each_time(data: ReportData, tmp_path: Path) -> None:
+    data = replace(data, laws=(replace(data.laws[0], cells=data.laws[0].cells[:2]),))  # small: figures take time
+    paths = write_report(tmp_path / "a", data)
+    assert [p.name for p in paths] == ["law.png", "basins.png", "curves.png", "residuals.png", "report.html"]
+    again = write_report(tmp_path / "b", data)
+    assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in paths)
+    assert all(p.read_bytes().startswith(PNG) for p in paths[:-1])
+
+
+def test_the_page_needs_nothing_else_and_is_closed_properly(data: ReportData) -> None:
+    html = page.render(data, {figures.file_name(kind, 0): PNG for kind in figures.KINDS})
+    seen = Page(html)
+    assert seen.open == []
+    assert len(seen.fetched) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in seen.fetched)
+    assert not seen.tags & {"script", "link", "iframe"}
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_the_page_says_all_that_a_reader_needs(data: ReportData) -> None:
+    report = data.laws[0]
+    assert report.law is not None
+    assert report.verdict is not None
+    text = Page(page.render(data, {})).text
+    for said in (
+        "<quickstart> & more",
+        report.law.one_line(),
+        report.verdict.reason,
+        "powersweep predict law.json --tokens 1048576 --batch-tokens 1024",
+        "law.factor(batch_tokens=1024, tokens=1048576)",
+        "trial 3f2a9c failed twice",
+        "117",
+        "12,288",
+        "4 min 11 s",
+        "c0ffee",
+        "# <here>",
+        "sqlite:///mlflow.db",
+        *(f"{cell.tokens:,}" for cell in report.cells),
+    ):
+        assert said in text
+
+
+def test_the_two_lines_of_the_page_run(data: ReportData, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    law = data.laws[0].law
+    assert law is not None
+    law.save(tmp_path / "law.json")
+    text = Page(page.render(replace(data, laws=(replace(data.laws[0], file=str(tmp_path / "law.json")),)), {})).text
+    lines = [line[line.index("law = ") :] if "law = " in line else line for line in text.splitlines()]
+    code = "\n".join(line for line in lines if line.startswith(("law = ", "scheduler = ")))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    names: dict[str, object] = {"Law": Law, "LambdaLR": torch.optim.lr_scheduler.LambdaLR, "optimizer": optimizer}
+    exec(code.split("powersweep")[0], names)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(law.predict(batch_tokens=1024, tokens=1_048_576).lr)
+
+
+def test_a_sweep_without_a_law_still_has_a_report_that_says_why(report: LawReport, tmp_path: Path) -> None:
+    bare = LawReport(report.cells[:2], refusal="2 cells with an optimum, 3 unknowns")
+    paths = write_report(tmp_path, ReportData("bare", (bare,)))
+    text = Page(paths[-1].read_text()).text
+    assert "2 cells with an optimum, 3 unknowns" in text
+    assert "powersweep predict" not in text
+
+
+def test_a_sweep_without_a_result_still_has_a_report(tmp_path: Path) -> None:
+    assert len(write_report(tmp_path, ReportData("empty", (LawReport(()),)))) == 5
+    waiting = replace(a_cell(256, 1024), results=())
+    assert len(write_report(tmp_path, ReportData("waiting", (LawReport((waiting,)),)))) == 5
+
+
+def test_each_law_of_a_further_axis_has_its_own_figures(report: LawReport) -> None:
+    short = replace(report, cells=report.cells[:1], held_out=None, verdict=None)
+    both = ReportData("two", (replace(short, label="weight_decay 0"), replace(short, label="weight_decay 0.1")))
+    drawn = figures.draw(both)
+    assert list(drawn)[:5] == ["law.png", "basins.png", "curves.png", "residuals.png", "law-2.png"]
+    text = Page(page.render(both, drawn)).text
+    assert "weight_decay 0.1" in text
+
+
+def shown(figure: object) -> list[str]:
+    """Return every text of a figure."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    assert isinstance(figure, Figure)
+    return [t.get_text() for t in figure.findobj(Text) if isinstance(t, Text)]
+
+
+def test_the_law_is_named_with_its_unit_and_batches(report: LawReport) -> None:
+    texts = shown(draw_law(report, unit="byte"))
+    assert "training bytes" in texts
+    assert "best learning rate" in texts
+    assert {"batch 256", "batch 1,024", "batch 4,096"} <= set(texts)
+    assert "held out, found" in texts
+
+
+def test_a_censored_cell_is_shown_as_censored(report: LawReport) -> None:
+    edge = replace(report.cells[0].optimum, lr=1.6e-2, low=None, high=None, censored="edge high", basin=())
+    cells = (replace(report.cells[0], optimum=edge), *report.cells[1:])
+    assert "> 1.6e-2" in shown(draw_law(replace(report, cells=cells)))
+    assert "censored: edge high" in shown(draw_basins(replace(report, cells=cells)))
+    text = Page(page.render(ReportData("censored", (replace(report, cells=cells),)), {})).text
+    assert "edge high" in text
+    assert "(1.6e-2)" in text
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: a_report(batches=(128, 256, 512, 1024, 2048, 4096, 8192, 16384)),
+        lambda: a_report(sizes=(50_000, 100_000, 400_000), variables=("batch_tokens", "tokens", "parameters")),
+        lambda: a_report(variables=("tokens",), batches=(512, 1024), tokens=(65_536, 131_072, 262_144, 524_288)),
+        lambda: a_report(variables=("batch_tokens",), tokens=(262_144,), batches=(256, 512, 1024, 2048)),
+    ],
+    ids=["many batches", "sizes", "tokens alone", "batches alone"],
+)
+def test_laws_of_every_shape_are_drawn(made: object) -> None:
+    assert callable(made)
+    report: Report = made()
+    assert png(draw_law(report)).startswith(PNG)
+    assert png(draw_residuals(report)).startswith(PNG)
+
+
+def test_an_endless_interval_does_not_flatten_the_picture(report: LawReport) -> None:
+    assert report.verdict is not None
+    wide = replace(report.verdict, predicted=replace(report.verdict.predicted, low=1e-300, high=1e300))
+    low, high = draw_law(replace(report, verdict=wide)).axes[0].get_ylim()
+    assert high / low < 1e3
+
+
+def test_curves_that_diverged_end_in_the_picture(data: ReportData) -> None:
+    figure = draw_curves(data.laws[0], data.curves, unit="byte")
+    first = figure.axes[0]
+    crosses = [line for line in first.get_lines() if line.get_marker() == "x"]
+    assert len(crosses) == 2
+    assert all(first.get_ylim()[0] <= float(np.asarray(c.get_ydata())[0]) <= first.get_ylim()[1] for c in crosses)
+
+
+def test_cells_of_a_full_grid_stand_in_rows_of_equal_batch_and_a_sparse_one_is_wrapped() -> None:
+    full = [a_cell(b, t) for t in (1024, 2048) for b in (16, 32, 64)]
+    rows = arrange(full)
+    assert [[c.batch_tokens for c in row if c] for row in rows] == [[16, 16], [32, 32], [64, 64]]
+    sparse = [a_cell(2**k, 2**k * 100) for k in range(4, 10)]
+    assert [len(row) for row in arrange(sparse)] == [4, 4]
+    assert arrange([]) == []
+
+
+def test_drawing_leaves_matplotlib_as_it_was(report: LawReport) -> None:
+    before = dict(mpl.rcParams)
+    draw_law(report)
+    assert dict(mpl.rcParams) == before
+    code = "import sys, sweeps.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_report(tmp_path / "file" / "report", ReportData("x", (LawReport(()),)))
+
+
+def test_a_report_of_no_law_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^laws: must hold at least one"):
+        ReportData("x", ())
+
+
+def test_a_held_out_cell_without_an_optimum_says_so(report: LawReport) -> None:
+    assert report.verdict is not None
+    edge = replace(NOTHING, lr=9e-4, censored="edge low")
+    unsure = replace(report, verdict=replace(report.verdict, status="cannot tell", observed=edge))
+    said = "no optimum (edge low; best tried 9e-4)"
+    assert any(said in text for text in shown(draw_law(unsure)))
+    assert said in Page(page.render(ReportData("unsure", (unsure,)), {})).text
+
+
+def test_numbers_read_well() -> None:
+    assert [lr_text(x) for x in (1.93e-3, 2e-3, 0.016, 1.0, 9.999e-4)] == ["1.93e-3", "2e-3", "1.6e-2", "1e0", "1e-3"]
+    assert [count_text(x) for x in (0, 5, 999, 1000, 4096, 524_288, 999_999, 1_048_576, 2.5e12)] == (
+        ["0", "5", "999", "1k", "4.1k", "524k", "1M", "1.05M", "2.5T"]
+    )
+    assert [exact_text(x) for x in (1024.0, 99_999, 131_072)] == ["1,024", "99,999", "131k"]
+    assert interval_text(1e-3, 2e-3) == "[1e-3, 2e-3]"
+    assert interval_text(None, None) == "-"
+    assert [seconds_text(x) for x in (0.5, 59.0, 192, 7_260)] == ["0.5 s", "59 s", "3 min 12 s", "2 h 1 min"]

@@ -1,0 +1,1 @@
+"""Real data: text as tokens, and images."""
