@@ -85,7 +85,7 @@ class Round:
 
     def law(self) -> bytes:
         """Return the bytes of the law."""
-        (path,) = (self.home / "sweeps").glob("*/report/law.json")
+        (path,) = (self.home / "sweeps").glob("*/law.json")
         return path.read_bytes()
 
     def faults(self, reference: bytes) -> list[str]:

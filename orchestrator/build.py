@@ -12,7 +12,7 @@ from orchestrator.config.build import object_of
 from sweeps.schedules import SCHEDULES, learning_rate
 from sweeps.spec import Trial
 from workloads import WORKLOADS
-from workloads.base import JsonDict, Point
+from workloads.base import JsonDict, Point, stable_seed
 from workloads.optim import OPTIMIZERS
 from workloads.run import Run, RunSpec
 from workloads.script import Script, ScriptRun
@@ -21,9 +21,14 @@ from workloads.script import Script, ScriptRun
 class AnyRun(Protocol):
     """A run as a row sees it, whoever wrote its training loop."""
 
-    status: str
-    reason: str
-    points: list[Point]
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def points(self) -> list[Point]: ...
 
     @property
     def tokens(self) -> int: ...
@@ -37,10 +42,11 @@ class AnyRun(Protocol):
     def close(self) -> None: ...
 
 
-def build_run(
-    trial: Trial, *, resources: Mapping[str, Any], absurd_factor: float, folder: Path, cwd: Path
-) -> AnyRun:
+def build_run(trial: Trial, *, resources: Mapping[str, Any], absurd_factor: float, folder: Path, cwd: Path) -> AnyRun:
     """Return the run of a trial, on the device its row has.
+
+    All LRs and token counts of a (seed, batch) share initialisation and data order; batches do not, so that cells at
+    different batches are independent measurements of the law.
 
     Args:
         trial: what to train.
@@ -59,7 +65,7 @@ def build_run(
         batch_tokens=trial.batch_tokens,
         tokens=trial.tokens,
         marks=trial.marks,
-        seed=trial.seed,
+        seed=stable_seed("run", trial.seed, trial.batch_tokens),
         precision=trial.precision,
         absurd_factor=absurd_factor,
         micro_batch_tokens=resources["micro_batch_tokens"],
@@ -67,5 +73,6 @@ def build_run(
         compile=resources["compile"],
     )
     if isinstance(workload, Script):
-        return ScriptRun(spec, folder=folder / "script")
+        schedule_fields = {"name": trial.schedule.name, **trial.schedule.fields}
+        return ScriptRun(spec, folder=folder / "script", schedule=schedule_fields)
     return Run(spec)

@@ -158,7 +158,7 @@ class _Session:
         self._tracker.end_parent("failed" if failed else "finished")
         lines = []
         if driver is None:
-            lines.append(f"Nothing to run: all {done_before} trials are done.")
+            lines.append(f"Nothing to run: all {len(self._agenda.trials)} trials are done.")
         else:
             tally = driver.tally
             diverged = f", {tally.diverged} diverged" if tally.diverged else ""

@@ -8,6 +8,7 @@ harm a later one, and a number is never used twice: the last claim stays when it
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ class Claim:
 
     Attributes:
         fence: the fencing number.
+        holder: what it is, for people: "powersweep run".
         machine: boot and process namespace: where `pid` means something.
         process_start: tells the process from a later one of the same pid; None where the system does not say.
         since, heartbeat: seconds since the epoch.
@@ -45,6 +47,7 @@ class Claim:
     """
 
     fence: int
+    holder: str
     user: str
     host: str
     machine: str
@@ -89,7 +92,7 @@ class Lease:
 
         Args:
             folder: of the sweep; made if it is missing.
-            holder: the user's name, for the message to a second driver.
+            holder: what this driver is, for the message to a second one.
             clock: seconds since the epoch.
             stale_seconds: silence after which a driver is taken to be gone.
             heartbeat_seconds: between signs of life.
@@ -179,7 +182,8 @@ def _claim(folder: Path, holder: str, clock: Callable[[], float], stale_seconds:
             raise LeaseError(_held(last, now))
         claim = Claim(
             fence=fence + 1,  # of the claim judged, and no other: whoever claims meanwhile takes this very number
-            user=holder,
+            holder=holder,
+            user=user_name(),
             host=socket.gethostname(),
             machine=_machine(),
             pid=os.getpid(),
@@ -236,9 +240,17 @@ def _fences(folder: Path) -> list[int]:
 def _held(claim: Claim, now: float) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(claim.since))
     return (
-        f"another driver is running this sweep: {claim.user}@{claim.host}, pid {claim.pid}, since {since}, "
-        f"last heartbeat {max(now - claim.heartbeat, 0.0):.0f} s ago"
+        f"another driver is running this sweep: {claim.holder} of {claim.user}@{claim.host}, pid {claim.pid}, "
+        f"since {since}, last heartbeat {max(now - claim.heartbeat, 0.0):.0f} s ago"
     )
+
+
+def user_name() -> str:
+    """Return who runs this process: the login name, or the number where there is none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without an entry for this user
+        return str(os.getuid())
 
 
 def _machine() -> str:

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.driver import Driver
 from orchestrator.trainable import Row
-from sweeps.spec import Resources
+from sweeps.spec import Resources, Trial
 
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # curves go to the tracker
@@ -24,6 +25,7 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # nothing is ever restored from Tune's own snapshots
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a row's reports are a list, no top-level metric
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a user's relative paths mean the folder the sweep was started in
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -82,16 +84,16 @@ class RowCallback(_Unsaved, tune.Callback):  # type: ignore[misc]  # ray ships n
 
 
 def _keys(trial: Any) -> list[str]:
-    from sweeps.spec import Trial
-
     return [Trial.from_json(record).key for record in trial.config["trials"]]
 
 
 def _why(trial: Any) -> str:
-    """Return the last line of what went wrong in a row."""
-    error = trial.get_pickled_error() or trial.get_ray_actor_error() or "its process ended"
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "its process ended"
+    """Return what went wrong in a row, in one line."""
+    file = trial.error_file
+    text = Path(file).read_text() if file is not None and Path(file).exists() else ""
+    if "ActorDiedError" in text or not text.strip():
+        return "its process ended unexpectedly"
+    return [line for line in text.splitlines() if line.strip()][-1].strip()
 
 
 @contextlib.contextmanager

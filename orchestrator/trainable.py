@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class Row(tune.Trainable):  # type: ignore[misc]  # ray ships no types
     """K runs of one shape in one process; a row of one is an ordinary Tune trial.
 
-    Its config is {"trials": [Trial.to_json()], "folder", "fence", "resources", "absurd_factor", "cwd"}. A restarted actor
-    comes back through `setup`, a reused one through `reset_config`: both recover from the newest checkpoint.
+    Its config is {"trials": [Trial.to_json()], "folder", "fence", "resources", "absurd_factor", "cwd"}. A restarted
+    actor comes back through `setup`, a reused one through `reset_config`: both recover from the newest checkpoint.
     """
 
     def setup(self, config: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def _fetch_fashion_mnist(out: Path | None) -> None:
     folder = fetch_fashion_mnist(out or Path(FASHION_FOLDERS[0]).expanduser())
     click.echo(f"Fashion-MNIST is in {folder}")
     where = "" if out is None else f", folder: {folder}"
-    click.echo(f"Use it: workload: {{name: image, data: {{name: fashion_mnist{where}}}}}")
+    click.echo(f"Use it: workload: {{name: image, data: {{name: fashion-mnist{where}}}}}")
 
 
 def _prepare(sources: Sequence[str], out: Path | None, settings: dict[str, object]) -> None:
@@ -98,8 +98,12 @@ def gc(sweep: str, overrides: Sequence[str], delete: bool) -> None:
     if not garbage:
         click.echo(f"{loaded.sweep.name}: no checkpoints to drop")
         return
-    rows = [[item.key[:12], item.why, str(item.files), f"{human(item.size_bytes)}B"] for item in garbage]
-    print_table(["trial", "why", "files", "size"], rows)
+    rows = []
+    for why in sorted({item.why for item in garbage}):
+        items = [item for item in garbage if item.why == why]
+        size = human(sum(item.size_bytes for item in items))
+        rows.append([why, f"{len(items):,}", f"{sum(item.files for item in items):,}", f"{size}B"])
+    print_table(["trials", "count", "checkpoints", "size"], rows)
     total = f"{sum(item.files for item in garbage):,} checkpoints, {human(sum(i.size_bytes for i in garbage))}B"
     if delete:
         drop(garbage, loaded.sweep, home=home())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from orchestrator.lease import Lease
 from orchestrator.store import SweepStore
 from sweeps.agenda import Agenda, Outcome, grid_chooser, is_done
 from sweeps.spec import Sweep, Trial
+
+LONGER = " (a longer horizon would start anew)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ def find_garbage(sweep: Sweep, *, home: Path) -> list[Garbage]:
 def _why(outcome: Outcome | None, *, in_plan: bool) -> str | None:
     if outcome is not None and outcome.outcome in ("finished", "diverged"):
         longer = in_plan and outcome.trial and not is_done(Trial.from_json(outcome.trial), outcome)
-        return None if longer else outcome.outcome
+        again = outcome.outcome == "finished" and outcome.trial.get("open_ended")
+        return None if longer else f"{outcome.outcome}{LONGER if again else ''}"
     return None if in_plan else "not in the plan"
 
 
@@ -51,16 +53,16 @@ def _wanted_keys(sweep: Sweep, outcomes: dict[str, Outcome]) -> set[str] | None:
         return None
     agenda = Agenda(sweep, grid_chooser(sweep), outcomes)
     if sweep.validate is not None:
-        from orchestrator.results import held_out_trials, study
+        from orchestrator.results import held_out_trials, of_agenda, study
 
-        agenda.add(held_out_trials(sweep, study(sweep, agenda)))
+        agenda.add(held_out_trials(sweep, study(sweep, of_agenda(agenda))))
     return set(agenda.trials)
 
 
 def drop(garbage: Sequence[Garbage], sweep: Sweep, *, home: Path) -> None:
     """Delete the checkpoints. Raises LeaseError while a driver runs the sweep."""
     store = SweepStore(home, sweep.experiment)
-    lease = Lease.acquire(store.folder, holder=getpass.getuser())
+    lease = Lease.acquire(store.folder, holder="powersweep gc")
     try:
         for item in garbage:
             store.trial(item.key, fence=lease.fence).drop_checkpoints()

@@ -160,26 +160,26 @@ def status_of(loaded: Loaded, *, home: Path) -> dict[str, Json]:
     }
 
 
-def by_cell(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> list[tuple[Cell, dict[Trial, Outcome]]]:
+def by_cell(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> list[tuple[Cell, list[tuple[Trial, Outcome]]]]:
     """Return every cell with the outcomes that say something of it, whichever LRs they were."""
-    ended = {Trial.from_json(o.trial): o for o in outcomes.values() if o.trial and o.outcome != "failed"}
+    ended = [(Trial.from_json(o.trial), o) for o in outcomes.values() if o.trial and o.outcome != "failed"]
     open_ended = is_open_ended(sweep)
     found = []
     for cell in cells_of(sweep):
-        of_cell = {
-            trial: outcome
-            for trial, outcome in ended.items()
+        of_cell = [
+            (trial, outcome)
+            for trial, outcome in ended
             if (trial.workload, trial.optimizer, trial.schedule, trial.batch_tokens, trial.precision)
             == (cell.variant.workload, cell.variant.optimizer, sweep.schedule, cell.batch_tokens, sweep.precision)
             and trial.seed in cell.seeds
             and (trial.tokens == cell.tokens or (open_ended and trial.tokens >= cell.tokens))
-        }
+        ]
         found.append((cell, of_cell))
     return found
 
 
-def _cell_status(sweep: Sweep, cell: Cell, found: Mapping[Trial, Outcome]) -> dict[str, Json]:
-    losses = mean_losses([result_of(trial, cell.tokens, outcome) for trial, outcome in found.items()])
+def _cell_status(sweep: Sweep, cell: Cell, found: Sequence[tuple[Trial, Outcome]]) -> dict[str, Json]:
+    losses = mean_losses([result_of(trial, cell.tokens, outcome) for trial, outcome in found])
     best = min(losses, key=lambda lr: losses[lr], default=None)
     best_loss = None if best is None or math.isinf(losses[best]) else losses[best]
     return {
@@ -188,7 +188,7 @@ def _cell_status(sweep: Sweep, cell: Cell, found: Mapping[Trial, Outcome]) -> di
         "trials": max(first_lrs(sweep) * len(cell.seeds), len(found)),
         "best_lr": None if best_loss is None else best,
         "best_loss": best_loss,
-        "keys": [trial.key for trial in found],
+        "keys": [trial.key for trial, _ in found],
     }
 
 

@@ -28,7 +28,10 @@ def run(ctx: click.Context, sweep: str, overrides: Sequence[str]) -> None:
     """
     loaded = load(sweep, overrides)
     from orchestrator import launch
+    from orchestrator.config import resolve_text
+    from orchestrator.tracking.client import probe, resolve_uri
 
+    probe(resolve_uri(resolve_text(loaded.sweep.tracking.uri, os.environ), home=home(), environ=os.environ))
     terminal = Terminal()
     try:
         ended = launch.run(loaded, home=home(), environ=os.environ, console=terminal)

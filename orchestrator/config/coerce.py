@@ -86,16 +86,15 @@ def coerce(value: Json, annotation: Any, where: str) -> Any:
 def _number(value: Json, annotation: type, where: str) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise must(where, describe(annotation), value)
-    if not math.isfinite(value):
-        raise must(where, f"{describe(annotation)} that is finite", value)
-    if annotation is int and isinstance(value, float):
-        if not value.is_integer():
-            raise must(where, "an integer", value)
-        return int(value)
     try:
-        return annotation(value)
-    except OverflowError as error:
-        raise must(where, f"{describe(annotation)} within range", value) from error
+        finite = math.isfinite(value)
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise must(where, f"{describe(annotation)} that is finite", value)
+    if annotation is int and isinstance(value, float) and not value.is_integer():
+        raise must(where, "an integer", value)
+    return annotation(value)
 
 
 def _choice(value: Json, choices: tuple[Json, ...], where: str) -> object:

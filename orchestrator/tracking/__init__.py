@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.lease import user_name
 from orchestrator.tracking import reader
 from orchestrator.tracking.card import LONGEST_TAG, LONGEST_VALUE, Card, card_of
 from orchestrator.tracking.client import Connection, connect, redact, resolve_uri, speaking
@@ -63,7 +63,7 @@ class Tracker:
         """
         resolved = resolve_uri(uri, home=home, environ=environ)
         at = connect(resolved, experiment, home=home, create=create)
-        return cls(at, clock=clock, user=environ.get("USER") or getpass.getuser())
+        return cls(at, clock=clock, user=user_name())
 
     @property
     def uri(self) -> str:
@@ -138,8 +138,7 @@ class Tracker:
     def end_parent(self, outcome: str) -> None:
         """End the parent run: "finished", "failed", or another word for a sweep that was stopped."""
         with speaking(self._at.uri):
-            if outcome not in STATUS:
-                self._at.client.set_tag(self._parent(), OUTCOME_TAG, outcome)
+            self._at.client.set_tag(self._parent(), OUTCOME_TAG, outcome)
             status = STATUS.get(outcome, "KILLED")
             self._at.client.set_terminated(self._parent(), status, int(self._clock() * 1000))
 

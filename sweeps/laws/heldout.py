@@ -9,16 +9,14 @@ from typing import cast
 import numpy as np
 
 from sweeps.errors import ReachError
-from sweeps.laws.basin import BasinPosterior, Curvature
+from sweeps.laws.basin import BasinPosterior
 from sweeps.laws.law import Law
-from sweeps.laws.optimum import ESTIMATORS, SAME, Tried, as_optimum, posterior_of, tabulate
+from sweeps.laws.optimum import ESTIMATORS, SAME, Tried, as_optimum, pooled_curvature, posterior_of, tabulate
 from sweeps.laws.records import Optimum, Prediction, Verdict
 from sweeps.spec import Result
 
 MINIMUM_SEEDS = 3  # paired; with two, the noise of a difference has one degree of freedom
 MINIMUM_LRS = 3
-MINIMUM_CELLS = 3  # whose basins together say how curved the held-out one may be
-CURVATURE_SPREAD = 0.6  # of the curvature, in its median: it doubles over a 64-fold range of batch on Step Law; assumed
 
 
 def check(
@@ -48,8 +46,9 @@ def check(
         observed = _none("too few points", tried)
         regret = None if tried is None else _mean_regret(tried, predicted)
         return Verdict("cannot tell", str(lacking), target, predicted, observed, regret)
+    basins = [cell["optimum"]["basin"] for cell in law.cells]
     posterior, used = posterior_of(
-        tried, shape=ESTIMATORS[law.estimator], noise_sd=law.noise.get("seed_sd"), curvature=_curvature(law)
+        tried, shape=ESTIMATORS[law.estimator], noise_sd=law.noise.get("seed_sd"), curvature=pooled_curvature(basins)
     )
     found = as_optimum(posterior, tried.log_lr[used], confidence=law.confidence)
     span = posterior.interval(law.confidence)
@@ -71,16 +70,6 @@ def _judge(predicted: Prediction, span: tuple[float, float], *, determined: bool
     if determined:
         return "validated", f"{held}: they meet"
     return "cannot tell", f"the losses do not determine an optimum: {held}"
-
-
-def _curvature(law: Law) -> Curvature | None:
-    """Return what the law's own cells say of the second derivative of the loss in ln lr at an optimum."""
-    basins = [cell["optimum"]["basin"] for cell in law.cells]
-    bends = [2.0 * basin[2] for basin in basins if len(basin) > 2 and basin[2] > 0.0]
-    if len(bends) < MINIMUM_CELLS:
-        return None
-    middle = float(np.median(bends))
-    return Curvature(middle, max(CURVATURE_SPREAD * middle, float(np.std(bends))))
 
 
 def _lacking(tried: Tried | None) -> str | None:

@@ -23,6 +23,8 @@ SAME = 1e-6  # ln lr closer than this are one LR
 POOLED_DOF = 4.0  # weight of the noise of other cells against a cell's own; noise differs between cells; assumed
 LONE_NOISE = Noise(0.02, 1.0)  # nats; one curve an LR and nothing else known: worth one observation; assumed
 CUBIC = 4  # coefficients of a cubic
+LIKE_CELLS = 3  # whose basins together say how curved another may be
+CURVATURE_SPREAD = 0.6  # of the curvature, in its median: it doubles over a 64-fold range of batch on Step Law; assumed
 NOISE_FLOOR = 1e-5  # nats; float32 losses are no better
 
 
@@ -56,12 +58,13 @@ def find_optimum(
     estimator: str = "asymmetric",
     confidence: float = 0.95,
     noise_sd: float | None = None,
+    curvature: Curvature | None = None,
 ) -> Optimum:
     """Return the optimum of one cell, with its interval, or censored with the reason.
 
     Seeds are paired: a seed's offset, the same at all LRs, is removed. Diverged results bracket the optimum and are
     not fitted. `noise_sd` is the noise of other cells (`pooled_noise`), in nats; a cell's own seeds and its scatter
-    about the basin are weighed with it.
+    about the basin are weighed with it. `curvature` is that of other cells (`pooled_curvature`).
 
     Raises:
         ConfigError: `estimator` is not in ESTIMATORS.
@@ -73,7 +76,7 @@ def find_optimum(
     reason = _censored(tried)
     if reason is not None:
         return _edge(tried, reason)
-    posterior, used = posterior_of(tried, shape=shape, noise_sd=noise_sd)
+    posterior, used = posterior_of(tried, shape=shape, noise_sd=noise_sd, curvature=curvature)
     low, high = posterior.interval(confidence)
     inside = tried.log_lr[0] < posterior.mean < tried.log_lr[-1]
     if not (posterior.convex and inside and high - low < tried.log_lr[-1] - tried.log_lr[0]):
@@ -175,17 +178,32 @@ def pooled_noise(cells: Sequence[CellOptimum]) -> float | None:
     return math.sqrt(float(np.median(scatter))) if scatter else None
 
 
+def pooled_curvature(basins: Sequence[Sequence[float]]) -> Curvature | None:
+    """Return what basins of like cells say of the second derivative of the loss in ln lr; None of fewer than three."""
+    bends = [2.0 * basin[2] for basin in basins if len(basin) > 2 and basin[2] > 0.0]
+    if len(bends) < LIKE_CELLS:
+        return None
+    middle = float(np.median(bends))
+    return Curvature(middle, max(CURVATURE_SPREAD * middle, float(np.std(bends))))
+
+
 def refine(
     cells: Sequence[CellOptimum], *, estimator: str = "asymmetric", confidence: float = 0.95
 ) -> tuple[CellOptimum, ...]:
-    """Return the cells, each optimum found again under the noise pooled over all; those without results as they are."""
+    """Return the cells, each optimum found again with what all say of noise and curvature."""
     noise = pooled_noise(cells)
-    return tuple(
-        replace(c, optimum=find_optimum(c.results, estimator=estimator, confidence=confidence, noise_sd=noise))
-        if c.results
-        else c
-        for c in cells
-    )
+
+    def again(found: Sequence[CellOptimum], curvature: Curvature | None) -> tuple[CellOptimum, ...]:
+        def optimum(results: Sequence[Result]) -> Optimum:
+            return find_optimum(
+                results, estimator=estimator, confidence=confidence, noise_sd=noise, curvature=curvature
+            )
+
+        return tuple(replace(c, optimum=optimum(c.results)) if c.results else c for c in found)
+
+    first = again(cells, None)
+    curvature = pooled_curvature([c.optimum.basin for c in first])
+    return first if curvature is None else again(cells, curvature)
 
 
 def _scatter(log_lr: Floats, loss: Floats) -> float:

@@ -365,6 +365,7 @@ def test_a_tracking_server_that_does_not_answer_is_refused(uri: str, place: Path
     assert len(done.stderr.splitlines()) == 1
     assert "127.0.0.1:9" in done.stderr
     assert "secret" not in done.stderr
+    assert not (place / "home").exists()
 
 
 @pytest.mark.slow

@@ -160,7 +160,8 @@ def test_there_is_one_parent_a_sweep_name_updated_when_the_sweep_grows(opened: O
     assert (run.info.status, run.data.params) == ("RUNNING", {"axes.lr": "1", "more": "3"})
     assert {k: run.data.tags[k] for k in ("now.axes.lr", "note")} == {"now.axes.lr": "2", "note": "b"}
     second.end_parent("finished")
-    assert second._at.client.get_run(run_id).info.status == "FINISHED"
+    run = second._at.client.get_run(run_id)
+    assert (run.info.status, run.data.tags["outcome"]) == ("FINISHED", "finished")
     assert opened().parent("another", sweep_key="k", params={}) != run_id
 
 

@@ -331,13 +331,14 @@ def sweep_cells(rng: np.random.Generator, *, batches: int, tokens: int, ratio: f
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
-    ("batches", "tokens", "ratio", "seeds"), [(3, 3, 2.0, 2), (3, 3, 2.0**0.5, 2), (4, 4, 2.0, 2), (5, 5, 2.0, 2)]
+    ("batches", "tokens", "ratio", "seeds", "draws"),
+    [(3, 3, 2.0, 2, 300), (3, 3, 2.0, 1, 200), (3, 3, 2.0**0.5, 2, 200), (5, 5, 2.0, 2, 100)],
 )
-def test_the_interval_at_four_times_the_tokens_covers_at_its_rate(batches, tokens, ratio, seeds):
-    # 200 draws: 95 % coverage has a standard error of 1.5 %.
+def test_the_interval_at_four_times_the_tokens_covers_at_its_rate(batches, tokens, ratio, seeds, draws):
+    # 200 draws: 95 % coverage has a standard error of 1.5 %; at 100 draws, 2.2 %.
     rng = np.random.default_rng(11)
     hits = []
-    for draw in range(200):
+    for draw in range(draws):
         cells, target, truth = sweep_cells(rng, batches=batches, tokens=tokens, ratio=ratio, seeds=seeds)
         try:
             law = fit_law(cells, spec=LawSpec(), recipe=RECIPE, sweep_key=str(draw), version="0")
@@ -347,7 +348,7 @@ def test_the_interval_at_four_times_the_tokens_covers_at_its_rate(batches, token
             continue  # its largest cells were left out, so the target is beyond its reach
         found = law.predict(batch_tokens=1024, tokens=target)
         hits.append(found.low <= truth <= found.high)
-    assert len(hits) > 185
+    assert len(hits) > 0.9 * draws
     assert 0.92 <= np.mean(hits) <= 0.98
 
 

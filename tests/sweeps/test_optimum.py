@@ -156,10 +156,10 @@ def test_an_unknown_estimator_is_named_with_the_nearest():
 
 @pytest.mark.parametrize(("ratio", "points", "seeds"), [(2.0, 7, 2), (2.0**0.5, 12, 2), (2.0, 7, 1)])
 def test_the_interval_of_a_cell_covers_at_its_rate(ratio, points, seeds):
-    # 250 draws: 95 % coverage has a standard error of 1.4 %. The bound is 92 % from below; from above the interval is
-    # a little wide, as its prior of the noise and of the form is wider than the draws.
+    # 250 draws: 95 % coverage has a standard error of 1.4 %. One cell alone covers 97 to 100 %: it does not know how
+    # curved basins are, so what bounds it from above is that it stays useful, within a factor of two at the median.
     rng = np.random.default_rng(3)
-    hits = []
+    hits, halves = [], []
     for _ in range(250):
         best = 1e-3 * math.exp(rng.normal(0.0, 0.3))
         noise = math.exp(rng.uniform(math.log(0.008), math.log(0.05)))
@@ -172,8 +172,10 @@ def test_the_interval_of_a_cell_covers_at_its_rate(ratio, points, seeds):
         found = find_optimum(drawn, noise_sd=noise * math.exp(rng.normal(0.0, 0.3)))
         if found.censored is None:
             hits.append(found.low <= best <= found.high)
+            halves.append(0.5 * math.log(found.high / found.low))
     assert len(hits) > 170
-    assert 0.92 <= np.mean(hits) <= 0.995
+    assert np.mean(hits) >= 0.92
+    assert np.median(halves) < math.log(2.0)
 
 
 @pytest.mark.parametrize("dof", [1.0, 2.0, 3.7, 6.0, 60.0])

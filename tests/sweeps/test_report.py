@@ -22,12 +22,10 @@ from sweeps.laws.optimum import refine
 from sweeps.laws.records import CellOptimum, Optimum
 from sweeps.report import Cost, LawReport, ReportData, figures, page, write_report
 from sweeps.report.basins import draw_basins
-from sweeps.report.data import LawReport as Report
 from sweeps.report.law import draw_law
-from sweeps.report.look import arrange, png
+from sweeps.report.look import png
 from sweeps.report.runs import draw_curves
 from sweeps.report.spread import draw_residuals
-from sweeps.report.text import count_text, exact_text, interval_text, lr_text, seconds_text
 from sweeps.spec import LawSpec, Result
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -252,7 +250,7 @@ def test_a_censored_cell_is_shown_as_censored(report: LawReport) -> None:
 )
 def test_laws_of_every_shape_are_drawn(made: object) -> None:
     assert callable(made)
-    report: Report = made()
+    report: LawReport = made()
     assert png(draw_law(report)).startswith(PNG)
     assert png(draw_residuals(report)).startswith(PNG)
 
@@ -270,15 +268,6 @@ def test_curves_that_diverged_end_in_the_picture(data: ReportData) -> None:
     crosses = [line for line in first.get_lines() if line.get_marker() == "x"]
     assert len(crosses) == 2
     assert all(first.get_ylim()[0] <= float(np.asarray(c.get_ydata())[0]) <= first.get_ylim()[1] for c in crosses)
-
-
-def test_cells_of_a_full_grid_stand_in_rows_of_equal_batch_and_a_sparse_one_is_wrapped() -> None:
-    full = [a_cell(b, t) for t in (1024, 2048) for b in (16, 32, 64)]
-    rows = arrange(full)
-    assert [[c.batch_tokens for c in row if c] for row in rows] == [[16, 16], [32, 32], [64, 64]]
-    sparse = [a_cell(2**k, 2**k * 100) for k in range(4, 10)]
-    assert [len(row) for row in arrange(sparse)] == [4, 4]
-    assert arrange([]) == []
 
 
 def test_drawing_leaves_matplotlib_as_it_was(report: LawReport) -> None:
@@ -307,14 +296,3 @@ def test_a_held_out_cell_without_an_optimum_says_so(report: LawReport) -> None:
     said = "no optimum (edge low; best tried 9e-4)"
     assert any(said in text for text in shown(draw_law(unsure)))
     assert said in Page(page.render(ReportData("unsure", (unsure,)), {})).text
-
-
-def test_numbers_read_well() -> None:
-    assert [lr_text(x) for x in (1.93e-3, 2e-3, 0.016, 1.0, 9.999e-4)] == ["1.93e-3", "2e-3", "1.6e-2", "1e0", "1e-3"]
-    assert [count_text(x) for x in (0, 5, 999, 1000, 4096, 524_288, 999_999, 1_048_576, 2.5e12)] == (
-        ["0", "5", "999", "1k", "4.1k", "524k", "1M", "1.05M", "2.5T"]
-    )
-    assert [exact_text(x) for x in (1024.0, 99_999, 131_072)] == ["1,024", "99,999", "131k"]
-    assert interval_text(1e-3, 2e-3) == "[1e-3, 2e-3]"
-    assert interval_text(None, None) == "-"
-    assert [seconds_text(x) for x in (0.5, 59.0, 192, 7_260)] == ["0.5 s", "59 s", "3 min 12 s", "2 h 1 min"]

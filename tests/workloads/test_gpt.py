@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from workloads.base import ForwardPassMode, Workload, generator
 from workloads.gpt import Gpt
@@ -156,6 +157,7 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
         ("rope_base", math.inf),
         ("mlp_ratio", math.nan),
         ("validation_tokens", 8),
+        ("validation_target_value", 0.0),
     ],
 )
 def test_a_field_out_of_range_is_named(field: str, value: object) -> None:
@@ -166,6 +168,32 @@ def test_a_field_out_of_range_is_named(field: str, value: object) -> None:
 def test_only_the_training_split_is_a_stream() -> None:
     with pytest.raises(ValueError, match=r"^split: must be train"):
         TINY.build_input_queue("validation", 4, 0)
+
+
+@pytest.mark.slow
+def test_the_step_is_one_graph_without_breaks() -> None:
+    gpt = dataclasses.replace(TINY, z_loss=1e-4)
+    model, inputs = model_of(gpt), tokens(4)
+
+    def loss_of(inputs: Tensor) -> Tensor:
+        losses = gpt.loss_fn(inputs, logits_of(gpt, model, inputs))
+        return losses["summed"] / losses["n_valid_examples"]
+
+    compiled = torch.compile(loss_of, fullgraph=True, backend="eager")  # breaks are found by tracing alone
+    assert compiled(inputs).item() == pytest.approx(loss_of(inputs).item(), rel=1e-6)
+
+
+def test_models_can_be_stacked_and_run_as_one() -> None:
+    models, inputs = [model_of(TINY, seed) for seed in range(3)], tokens(2)
+    stacked, _ = torch.func.stack_module_state(models)
+
+    def logits(state: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(models[0], state, (inputs,))
+
+    with sdpa_kernel(SDPBackend.MATH):  # the fused one has no batching rule on a CPU
+        together = torch.func.vmap(logits)(stacked)
+    for model, found in zip(models, together, strict=True):
+        assert torch.allclose(model(inputs), found, atol=1e-5)
 
 
 @pytest.mark.gpu

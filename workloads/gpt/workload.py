@@ -19,9 +19,7 @@ from workloads.data.stream import TokenQueue
 from workloads.data.text import TEXTS, Sotu, Text
 from workloads.gpt.transformer import ACTIVATIONS, GATED, Transformer
 
-EVAL_TOKENS = 8192  # of one forward pass of validation: fixed, so that its bits do not depend on the training batch
-
-
+EVAL_TOKENS = 4096  # of one forward pass of validation: fixed, so that its bits do not depend on the training batch
 NORM_POSITIONS = ("pre", "post")
 RESIDUAL_INITS = ("scaled", "zero")
 
@@ -77,9 +75,10 @@ class Gpt:
         for name in ("width", "depth", "heads", "context", "validation_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("mlp_ratio", "init_scale", "rope_base"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: must be above 0 and finite, got {getattr(self, name)}")
+        for name in ("mlp_ratio", "init_scale", "rope_base", "validation_target_value"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}: must be above 0 and finite, got {value}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width: must be a multiple of 2 x heads = {2 * self.heads}, got {self.width}")
         if not 0 <= self.z_loss < float("inf"):
