@@ -26,11 +26,11 @@ from ray import tune
 
 from orchestrator.config import load_sweep
 from orchestrator.driver import Driver
-from orchestrator.lease import Lease
 from orchestrator.progress import Progress
 from orchestrator.rows import cluster, run_rows
 from orchestrator.search import chooser_of
 from orchestrator.store import SweepStore
+from orchestrator.store.lease import Lease
 from orchestrator.tracking import Tracker
 from sweeps.agenda import Agenda
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.index import outcome_of
 from orchestrator.progress import Progress
 from orchestrator.store import SweepStore
+from orchestrator.store.index import outcome_of
 from orchestrator.tracking import Tracker
 from orchestrator.tracking.card import card_of
 from sweeps.agenda import Agenda, Outcome

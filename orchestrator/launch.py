@@ -14,13 +14,13 @@ from types import FrameType
 
 from orchestrator.config import Loaded
 from orchestrator.driver import Driver
-from orchestrator.index import Index
-from orchestrator.lease import Lease
 from orchestrator.progress import Console, Progress, clock, human
 from orchestrator.report import write_findings
 from orchestrator.results import Findings, held_out_trials, of_agenda, open_tracker, study, with_checks
 from orchestrator.search import chooser_of
 from orchestrator.store import SweepStore
+from orchestrator.store.index import Index
+from orchestrator.store.lease import Lease
 from orchestrator.tracking import Tracker
 from sweeps.agenda import Agenda, first_trials
 from sweeps.errors import ConfigError, SweepError

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.config import Loaded, resolve_text
-from orchestrator.index import Index
 from orchestrator.search import chooser_of
 from orchestrator.store import SweepStore
+from orchestrator.store.index import Index
 from orchestrator.tracking import Tracker
 from orchestrator.tracking.reader import RunCurves
 from sweeps import __version__

@@ -38,7 +38,7 @@ class _Unsaved:
         return {}
 
 
-class RowSearcher(_Unsaved, Searcher):  # type: ignore[misc]  # ray ships no types
+class RowSearcher(_Unsaved, Searcher):
     """Hands out the driver's rows."""
 
     def __init__(self, driver: Driver) -> None:
@@ -62,7 +62,7 @@ class RowSearcher(_Unsaved, Searcher):  # type: ignore[misc]  # ray ships no typ
         """Do nothing."""
 
 
-class RowCallback(_Unsaved, tune.Callback):  # type: ignore[misc]  # ray ships no types
+class RowCallback(_Unsaved, tune.Callback):
     """Hands the rows' reports to the driver."""
 
     def __init__(self, driver: Driver) -> None:

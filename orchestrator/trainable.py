@@ -11,16 +11,14 @@ import torch
 from ray import tune
 
 from orchestrator.build import AnyRun, build_run
-from orchestrator.store import TrialStore
+from orchestrator.store import STOP_FILE, TrialStore
 from sweeps.curves import Curve
 from sweeps.spec import Trial
-
-STOP_FILE = "stop"  # in the sweep's folder: the driver asks its rows to save and end
 
 log = logging.getLogger(__name__)
 
 
-class Row(tune.Trainable):  # type: ignore[misc]  # ray ships no types
+class Row(tune.Trainable):
     """K runs of one shape in one process; a row of one is an ordinary Tune trial.
 
     Its config is {"trials": [Trial.to_json()], "folder", "fence", "resources", "absurd_factor", "cwd"}. A restarted

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.index import Index
 from orchestrator.store import SweepStore
+from orchestrator.store.index import Index
 from sweeps.agenda import LOSS, Outcome
 from sweeps.curves import Scalar, replacing, write_parquet
 from sweeps.errors import ConfigError

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.index import Index
-from orchestrator.lease import Lease
 from orchestrator.store import SweepStore
+from orchestrator.store.index import Index
+from orchestrator.store.lease import Lease
 from sweeps.agenda import Agenda, Outcome, grid_chooser, is_done
 from sweeps.spec import Sweep, Trial
 

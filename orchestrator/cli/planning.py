@@ -11,10 +11,10 @@ from pathlib import Path
 
 from orchestrator.cli.timing import time_of
 from orchestrator.config import Loaded
-from orchestrator.index import Index
-from orchestrator.lease import Claim, read_lease
 from orchestrator.progress import PROGRESS_FILE
 from orchestrator.store import SweepStore
+from orchestrator.store.index import Index
+from orchestrator.store.lease import Claim, read_lease
 from sweeps.agenda import Outcome, first_lrs, is_done, result_of
 from sweeps.plan import (
     Bracket,

@@ -160,8 +160,8 @@ def _print_status(found: Mapping[str, Json]) -> None:
 def stop(sweep: str, overrides: Sequence[str]) -> None:
     """Ask the driver of a sweep to save its runs and end; `run` goes on from there."""
     loaded = load(sweep, overrides)
-    from orchestrator.lease import read_lease
     from orchestrator.store import SweepStore
+    from orchestrator.store.lease import read_lease
 
     store = SweepStore(home(), loaded.sweep.experiment)
     claim = read_lease(store.folder)

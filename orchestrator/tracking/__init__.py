@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.lease import user_name
+from orchestrator.store.lease import user_name
 from orchestrator.tracking import reader
 from orchestrator.tracking.card import LONGEST_TAG, LONGEST_VALUE, Card, card_of
 from orchestrator.tracking.client import Connection, connect, redact, resolve_uri, speaking

@@ -20,8 +20,8 @@ from click.testing import CliRunner, Result
 from orchestrator.build import build_run
 from orchestrator.cli import main
 from orchestrator.config import load_sweep
-from orchestrator.lease import Lease
 from orchestrator.store import SweepStore
+from orchestrator.store.lease import Lease
 from sweeps.curves import Curve
 from sweeps.laws.law import Law, fit_law
 from sweeps.laws.records import CellOptimum, Optimum

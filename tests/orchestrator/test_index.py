@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-import orchestrator.index
-from orchestrator.index import Index, outcome_of
+import orchestrator.store.index
 from orchestrator.store import SweepStore
+from orchestrator.store.index import Index, outcome_of
 from sweeps.curves import Curve
 
 
@@ -37,13 +37,13 @@ def store(tmp_path: Path) -> SweepStore:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys whose files are read from here on."""
     keys: list[str] = []
-    real = orchestrator.index.read_outcome
+    real = orchestrator.store.index.read_outcome
 
     def watched(path: Path) -> dict[str, Any] | None:
         keys.append(path.parent.name)
         return real(path)
 
-    monkeypatch.setattr(orchestrator.index, "read_outcome", watched)
+    monkeypatch.setattr(orchestrator.store.index, "read_outcome", watched)
     return keys
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.lease import FencedError, Lease, check_fence, newest_fence, read_lease
+from orchestrator.store.lease import FencedError, Lease, check_fence, newest_fence, read_lease
 from sweeps.errors import LeaseError, StoreError
 
 
@@ -72,7 +72,7 @@ def test_exactly_one_of_many_racing_drivers_wins(tmp_path: Path) -> None:
 
 def test_a_killed_driver_is_succeeded_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from orchestrator.lease import Lease; "
+        "import sys, time; from pathlib import Path; from orchestrator.store.lease import Lease; "
         "Lease.acquire(Path(sys.argv[1]), holder='bob'); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as driver:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.lease import FencedError, Lease
 from orchestrator.store import SweepStore, TrialStore, home
+from orchestrator.store.lease import FencedError, Lease
 from sweeps.errors import StoreError
 
 KEY = "a" * 64
@@ -83,7 +83,7 @@ def test_a_corrupt_newest_checkpoint_gives_way_to_the_one_before(
 
 def test_a_write_that_was_killed_leaves_the_last_checkpoint_and_is_tidied_away(tmp_path: Path) -> None:
     code = (
-        "import os, sys, torch; from pathlib import Path; from orchestrator import store; "
+        "import os, sys, torch; from pathlib import Path; from orchestrator.store import folders as store; "
         "trial = store.TrialStore(Path(sys.argv[1]), fence=1); "
         "trial.save_checkpoint({'x': torch.ones(3)}, {'tokens': 1}); "
         "store._land = lambda *_: os.kill(os.getpid(), 9); "

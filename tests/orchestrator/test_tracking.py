@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.index import outcome_of
+from orchestrator.store.index import outcome_of
 from orchestrator.tracking import Tracker, card_of, redact, resolve_uri
 from orchestrator.tracking.card import human, short_float
 from sweeps.agenda import Outcome

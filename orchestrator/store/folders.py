@@ -1,8 +1,8 @@
 """The folder of a sweep: checkpoints, outcomes and the work log of each trial. What is there is there whole.
 
 <home>/sweeps/<experiment>/
-    lease/              who drives (orchestrator.lease)
-    index.parquet       a cache of all outcomes (orchestrator.index)
+    lease/              who drives (orchestrator.store.lease)
+    index.parquet       a cache of all outcomes (orchestrator.store.index)
     stop                there while the driver is asked to stop
     trials/<key>/
         <tokens>.<fence>.<crc32>.safetensors    the two newest checkpoints
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.lease import check_fence
+from orchestrator.store.lease import check_fence
 from sweeps.errors import StoreError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class TrialStore:
     # -- the outcome ----------------------------------------------------------------------------------------------
 
     def write_outcome(self, outcome: Mapping[str, Any]) -> None:
-        """Write how the trial ended, in place of an earlier outcome: plain JSON, see `orchestrator.index`."""
+        """Write how the trial ended, in place of an earlier outcome: plain JSON, see `orchestrator.store.index`."""
         self._check()
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

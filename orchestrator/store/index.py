@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.store import OUTCOME_FILE, SweepStore, read_outcome
+from orchestrator.store.folders import OUTCOME_FILE, SweepStore, read_outcome
 from sweeps.agenda import Outcome
 from sweeps.curves import Curve, replacing
 from sweeps.errors import StoreError
