@@ -104,13 +104,13 @@ def ours(trials: int, folder: Path, *, mlflow: bool) -> float:
     store = SweepStore(folder, loaded.sweep.experiment)
     store.check_writable()
     with contextlib.ExitStack() as stack:
-        lease = stack.enter_context(Lease.acquire(store.folder, holder="overhead"))
+        lease = Lease.acquire(store.folder, holder="overhead")
+        stack.callback(lease.release)
         tracker: Any = Untracked()
         if mlflow:
-            tracker = stack.enter_context(
-                Tracker.open(None, home=folder, experiment=loaded.sweep.experiment, environ={})
-            )
-            tracker.parent(loaded.sweep.name, sweep_key=loaded.sweep.key, tags={}, params={})
+            opened = Tracker.open(None, home=folder, experiment=loaded.sweep.experiment, environ={})
+            tracker = stack.enter_context(contextlib.closing(opened))
+            tracker.parent(loaded.sweep.name, sweep_key=loaded.sweep.key, params={})
         agenda = Agenda(loaded.sweep, chooser_of(loaded.sweep, journal=folder / "journal"), {})
         progress = Progress(Silent(), store.folder)
         driver = Driver(

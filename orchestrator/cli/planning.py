@@ -131,6 +131,9 @@ def _notes(sweep: Sweep) -> list[str]:
         notes.append(f"horizons rounded to whole batches: {', '.join(f'{tokens:,}' for tokens in rounded)}")
     if sweep.search.name == "grid" and sweep.search.grow:
         notes.append(f"where the best LR is at an edge, up to {sweep.search.grow} LRs more beyond it")
+    least, made = len(sweep.law.variables) + 2, len(cells_of(sweep))
+    if made < least:
+        notes.append(f"no law can be fitted: it takes {least} cells at least, the axes make {made}")
     repeats = {v.size.train_tokens for v in sweep.variants if v.size.train_tokens is not None}
     longest = max(cells)
     if repeats and longest > min(repeats):

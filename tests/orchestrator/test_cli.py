@@ -178,6 +178,11 @@ def test_a_plan_is_a_table_for_people(folder: Path) -> None:
     assert "about" not in text
 
 
+def test_a_plan_says_when_no_law_can_come_of_it(folder: Path) -> None:
+    text = printed("plan", "tiny.yaml", "axes.batch_tokens=[8]", "axes.tokens=[128,256]", "--no-time")
+    assert "no law can be fitted: it takes 3 cells at least, the axes make 2" in text
+
+
 def test_a_plan_of_a_search_prices_its_trials(folder: Path) -> None:
     plan = json.loads(printed("plan", "tiny.yaml", "search={name: tpe, trials: 7}", "--no-time", "--json"))
     assert plan["totals"]["trials"] == 42
