@@ -66,10 +66,13 @@ class Untracked:
 
 
 class Empty(tune.Trainable):
-    """A stock trainable that reports once."""
+    """A stock trainable that reports once; it brings torch in, as every trainable of a model does."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Do nothing."""
+        """Do nothing but import torch."""
+        import torch
+
+        torch.set_num_threads(1)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Allow the actor to be reused."""
@@ -91,7 +94,13 @@ def stock(trials: int, folder: Path, *, mlflow: bool) -> float:
         tune.with_resources(Empty, {"cpu": 1}),
         param_space={f"field_{i}": tune.uniform(0, 1) for i in range(PARAMETERS)},
         tune_config=tune.TuneConfig(num_samples=trials, reuse_actors=True),
-        run_config=tune.RunConfig(name="stock", storage_path=str(folder / "tune"), verbose=0, callbacks=callbacks),
+        run_config=tune.RunConfig(
+            name="stock",
+            storage_path=str(folder / "tune"),
+            verbose=0,
+            callbacks=callbacks,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
     )
     started = time.monotonic()
     tuner.fit()
