@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -58,7 +59,7 @@ class RowSearcher(_Unsaved, Searcher):
         row = self._driver.next_row()
         if row is None and self._driver.exhausted:
             return Searcher.FINISHED
-        return row
+        return None if row is None else {"row": json.dumps(row)}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: the callback has the result unflattened."""
@@ -92,7 +93,7 @@ class RowCallback(_Unsaved, tune.Callback):
 
 
 def _keys(trial: Any) -> list[str]:
-    return [Trial.from_json(record).key for record in trial.config["trials"]]
+    return [Trial.from_json(record).key for record in json.loads(trial.config["row"])["trials"]]
 
 
 def _why(trial: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -21,20 +22,22 @@ log = logging.getLogger(__name__)
 class Row(tune.Trainable):
     """K runs of one shape in one process; a row of one is an ordinary Tune trial.
 
-    Its config is {"trials": [Trial.to_json()], "folder", "fence", "resources", "absurd_factor", "cwd"}. A restarted
-    actor comes back through `setup`, a reused one through `reset_config`: both recover from the newest checkpoint.
+    Its config is {"row": JSON text of {"trials": [Trial.to_json()], "folder", "fence", "resources", "absurd_factor",
+    "cwd"}}: one text, as Tune walks and writes every field of a config many times. A restarted actor comes back through
+    `setup`, a reused one through `reset_config`: both recover from the newest checkpoint.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Open the runs; one CPU thread, as two change the bits."""
-        if not config["resources"]["gpus"]:
+        row = json.loads(config["row"])
+        if not row["resources"]["gpus"]:
             torch.set_num_threads(1)
-        self._open(config)
+        self._open(row)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Open other runs in this process."""
         self._close()
-        self._open(new_config)
+        self._open(json.loads(new_config["row"]))
         return True
 
     def step(self) -> dict[str, Any]:
@@ -52,10 +55,10 @@ class Row(tune.Trainable):
         """Save what is under way."""
         self._close()
 
-    def _open(self, config: dict[str, Any]) -> None:
-        self._folder = Path(config["folder"])
-        self._report_seconds = float(config["resources"]["report_seconds"])
-        self._seats = [_Seat(Trial.from_json(record), config) for record in config["trials"]]
+    def _open(self, row: dict[str, Any]) -> None:
+        self._folder = Path(row["folder"])
+        self._report_seconds = float(row["resources"]["report_seconds"])
+        self._seats = [_Seat(Trial.from_json(record), row) for record in row["trials"]]
 
     def _close(self) -> None:
         for seat in self._seats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.config.build import Table
@@ -15,7 +15,13 @@ from sweeps.spec import Json, Part
 def part_of(thing: Any, name: str) -> Part:
     """Return the record of an object: its name in its table, declared version, all fields, and its source's hash."""
     cls = type(thing)
-    return Part(name=name, version=int(cls.version), fields=fields_of(thing), source=_source_hash(cls))
+    return Part(
+        name=name,
+        version=int(cls.version),
+        fields=fields_of(thing),
+        source=_source_hash(cls),
+        places=tuple(_places_of(thing)),
+    )
 
 
 def fields_of(thing: Any) -> dict[str, Json]:
@@ -29,6 +35,13 @@ def fields_of(thing: Any) -> dict[str, Json]:
         for field in dataclasses.fields(thing)
         if field.init
     }
+
+
+def _places_of(thing: Any) -> Iterator[str]:
+    """Yield the dotted names of the fields that say where something lies: a class names its own in PLACES."""
+    yield from getattr(type(thing), "PLACES", ())
+    for name in getattr(type(thing), "TABLES", {}):
+        yield from (f"{name}.{place}" for place in _places_of(getattr(thing, name)))
 
 
 def _plain(value: Any, table: Table | None) -> Json:

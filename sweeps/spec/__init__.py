@@ -54,21 +54,44 @@ class Part:
     """A named choice with all its fields resolved: a workload, an optimizer or a schedule.
 
     `version` is the class's own declared version: it goes up when its curves change. `source` is a hash of its
-    source code, not part of the identity: a mismatch only warns.
+    source code, not part of the identity: a mismatch only warns. Nor are the fields named in `places`, such as
+    "data.path": where a corpus lies changes no curve, and its content is in the trial's data fingerprint.
     """
 
     name: str
     version: int = 1
     fields: Mapping[str, Json] = field(default_factory=dict)
     source: str = field(default="", compare=False)
+    places: tuple[str, ...] = field(default=(), compare=False)
 
     def identity(self) -> Json:
         """Return what can change a curve."""
-        return {"name": self.name, "version": self.version, "fields": dict(self.fields)}
+        return {"name": self.name, "version": self.version, "fields": _without(self.fields, self.places)}
 
     def to_json(self) -> Json:
-        """Return all of it as plain JSON."""
-        return {**self.identity(), "source": self.source}
+        """Return all of it as plain JSON; `from_json` is its inverse."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "fields": dict(self.fields),
+            "source": self.source,
+            "places": list(self.places),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Json]) -> Part:
+        """Return the part of a record made by `to_json`."""
+        return cls(**{**record, "places": tuple(record.get("places", ()))})
+
+
+def _without(fields: Mapping[str, Json], places: tuple[str, ...]) -> dict[str, Json]:
+    """Return the fields less those named by dotted places."""
+    kept = {}
+    for name, value in fields.items():
+        inner = tuple(place.removeprefix(f"{name}.") for place in places if place.startswith(f"{name}."))
+        if name not in places:
+            kept[name] = _without(value, inner) if inner and isinstance(value, Mapping) else value
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +176,7 @@ class Trial:
     @classmethod
     def from_json(cls, record: Mapping[str, Json]) -> Trial:
         """Return the trial of a record made by `to_json`."""
-        parts = {name: Part(**record[name]) for name in ("workload", "optimizer", "schedule")}
+        parts = {name: Part.from_json(record[name]) for name in ("workload", "optimizer", "schedule")}
         return cls(**{**record, **parts, "marks": tuple(record["marks"])})
 
     @cached_property

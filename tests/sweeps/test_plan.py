@@ -140,3 +140,13 @@ def test_the_price_counts_trials_tokens_and_flops() -> None:
     cost = price(trials_of(asked, brackets_of(asked)[0], (1e-3, 1e-2)))
     assert (cost.trials, cost.tokens) == (2, 2048)
     assert math.isclose(cost.flops, 2048 * 600.0)
+
+
+def test_where_a_corpus_lies_is_no_part_of_the_identity_and_all_else_is() -> None:
+    def part(path: str, kind: str = "tokens") -> Part:
+        fields = {"width": 64, "data": {"name": kind, "path": path}}
+        return Part("gpt", fields=fields, places=("data.path",))
+
+    assert part("/a").identity() == part("/b").identity() != part("/a", "other").identity()
+    assert Part.from_json(part("/a").to_json()) == part("/a")
+    assert part("/a").to_json()["fields"]["data"]["path"] == "/a"
