@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,17 @@ from typing import Any
 from orchestrator.progress import Progress
 from orchestrator.store import SweepStore
 from orchestrator.store.index import outcome_of
+from orchestrator.store.lease import check_fence
 from orchestrator.tracking import Tracker
 from orchestrator.tracking.card import card_of
 from sweeps.agenda import Agenda, Outcome
 from sweeps.curves import Curve
+from sweeps.errors import LeaseError, StoreError
 from sweeps.spec import Sweep, Trial
 
 log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0  # between two looks at who holds the lease
 
 
 @dataclass
@@ -61,24 +66,28 @@ class Driver:
         self._progress = progress
         self._after: Callable[[], Sequence[Trial]] | None = after
         self._begun: set[str] = set()
-        self._started = time.monotonic()
+        self._started = self._looked = time.monotonic()
 
     # -- asked by the searcher ------------------------------------------------------------------------------------
 
     def next_row(self) -> dict[str, Any] | None:
         """Return the config of the next row, or None if there is none now."""
-        if self.error is not None or self.stopping is not None:
-            return None
         try:
-            self._watch_budget()
-            if self.agenda.complete and self._after is not None:
-                after, self._after = self._after, None
-                self.agenda.add(after())
+            self._watch()
+            if self.error is not None or self.stopping is not None:
+                return None
+            self.check_if_complete()
             trial = self.agenda.take()
         except Exception as error:  # noqa: BLE001 - recorded, and the sweep ends with it
-            self.error = error
+            self._fail(error)
             return None
         return None if trial is None else self._row([trial])
+
+    def check_if_complete(self) -> None:
+        """Add the trials of the held-out check, once, when all brackets are complete."""
+        if self.agenda.complete and self._after is not None:
+            after, self._after = self._after, None
+            self.agenda.add(after())
 
     @property
     def exhausted(self) -> bool:
@@ -100,19 +109,22 @@ class Driver:
 
     def on_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Take what a row reports of its runs."""
+        if isinstance(self.error, LeaseError):
+            return  # another driver has the sweep: what it is told is its own
         try:
             for message in messages:
                 self._on_message(message)
-            self._watch_budget()
+            self._watch()
             self._progress.show(self.agenda)
         except Exception as error:  # noqa: BLE001 - recorded, and the sweep ends with it
-            self.stop(f"{type(error).__name__}: {error}")
-            self.error = error
+            self._fail(error)
 
     def on_crash(self, keys: Sequence[str], why: str, *, final: bool) -> None:
         """Take that a row's process ended; `final` when its retries are used up."""
-        self.tally.crashes += 1
+        if isinstance(self.error, LeaseError):
+            return
         if not final:
+            self.tally.crashes += 1
             return
         try:
             for key in keys:
@@ -121,13 +133,21 @@ class Driver:
                 self._tracker.end(key, "failed", {"reason": why[:500]})
                 self.agenda.end(Outcome(key=key, outcome="failed", tokens=0, curve=Curve(), reason=why))
         except Exception as error:  # noqa: BLE001 - recorded, and the sweep ends with it
-            self.error = error
+            self._fail(error)
 
     def stop(self, why: str) -> None:
         """Ask every row to save and end; nothing new starts."""
         if self.stopping is None:
             self.stopping = why
-            self._store.request_stop()
+            with contextlib.suppress(StoreError):  # a store that is gone stops its rows by itself
+                self._store.request_stop()
+
+    def _fail(self, error: Exception) -> None:
+        """End the sweep with an error; the rows of a driver that has lost the lease are left to its successor."""
+        if self.error is None:
+            self.error = error
+        if not isinstance(error, LeaseError):
+            self.stop(f"{type(error).__name__}: {error}")
 
     def _on_message(self, message: Mapping[str, Any]) -> None:
         key = message["key"]
@@ -153,12 +173,17 @@ class Driver:
             card = card_of(trial.to_json())
             self._tracker.begin(key, card.name, card.params, card.tags)
 
-    def _watch_budget(self) -> None:
+    def _watch(self) -> None:
+        """Stop when asked to, or when the time is used up. Raises FencedError if another driver has taken over."""
+        now = time.monotonic()
         seconds = self.sweep.budget.seconds
-        if seconds is not None and time.monotonic() - self._started > seconds:
-            self.stop(f"budget.seconds ({seconds:g}) is used up")
+        if seconds is not None and now - self._started > seconds:
+            self.stop(f"budget.seconds, {seconds:g}, is used up")
         if self._store.stop_requested():
             self.stop("asked to stop")
+        if now - self._looked > LOOK_SECONDS:
+            self._looked = now
+            check_fence(self._store.folder, self._fence)
 
 
 def points_of(outcome: Outcome) -> list[dict[str, Any]]:

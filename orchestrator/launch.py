@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,8 +22,8 @@ from orchestrator.store import SweepStore
 from orchestrator.store.index import Index
 from orchestrator.store.lease import Lease
 from orchestrator.tracking import Tracker
-from sweeps.agenda import Agenda, first_trials
-from sweeps.errors import ConfigError, SweepError
+from sweeps.agenda import Agenda, Outcome, first_trials, is_done
+from sweeps.errors import ConfigError, LeaseError, StoreError, SweepError
 from sweeps.plan import price
 from sweeps.spec import Sweep, Trial
 
@@ -81,9 +81,20 @@ class _Session:
 
     def run(self) -> Ended:
         """Train, fit, check, report."""
+        self._tracker.parent(self._sweep.name, sweep_key=self._sweep.key, params=_parent_params(self._sweep))
+        try:
+            return self._work()
+        except LeaseError:
+            raise  # another driver has the sweep: the parent run is its own to end
+        except BaseException as error:
+            with suppress(StoreError):  # the first error counts; the next driver settles what is left open
+                self._tracker.flush()
+                self._tracker.end_parent("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+
+    def _work(self) -> Ended:
         started = time.monotonic()
         done_before = sum(1 for t in self._agenda.trials if t in self._outcomes)
-        self._tracker.parent(self._sweep.name, sweep_key=self._sweep.key, params=_parent_params(self._sweep))
         self._settle()
         if self._agenda.complete:
             self._agenda.add(self._after())
@@ -91,7 +102,7 @@ class _Session:
         if not self._agenda.complete:
             self._announce(done_before)
             driver = self._train()
-            if driver.stopping is not None:
+            if not self._agenda.complete:
                 return self._stopped(driver)
         return self._report(driver, done_before, time.monotonic() - started)
 
@@ -129,6 +140,7 @@ class _Session:
             progress.end()
         if driver.error is not None:
             raise driver.error if isinstance(driver.error, SweepError) else RuntimeError(str(driver.error))
+        driver.check_if_complete()
         return driver
 
     def _after(self) -> Sequence[Trial]:
@@ -139,21 +151,27 @@ class _Session:
     def _stopped(self, driver: Driver) -> Ended:
         self._tracker.flush()
         self._tracker.end_parent("stopped")
-        waiting = sum(1 for key in self._agenda.trials if key not in self._agenda.outcomes)
-        interrupted = driver.stopping == "interrupted"
-        return Ended(
-            130 if interrupted else 0,
-            (
-                f"Stopped ({driver.stopping}): {waiting} trials are not finished, their state is saved.",
-                f"To go on: powersweep run {self._loaded.name}",
-            ),
-        )
+        waiting = sum(1 for key, trial in self._agenda.trials.items() if not is_done(trial, self._outcome(key)))
+        lines = [
+            *self._failed_lines(driver),
+            f"Stopped ({driver.stopping}): {waiting} trials are not finished, their state is saved.",
+            f"To go on: powersweep run {self._loaded.name}",
+        ]
+        failed = 1 if driver.tally.failed else 0
+        return Ended(130 if driver.stopping == "interrupted" else failed, tuple(lines))
+
+    def _outcome(self, key: str) -> Outcome | None:
+        return self._agenda.outcomes.get(key)
+
+    def _failed_lines(self, driver: Driver | None) -> list[str]:
+        failed = {} if driver is None else driver.tally.failed
+        return [f"failed: {self._agenda.trials[key].short_key}: {why}" for key, why in failed.items()]
 
     def _report(self, driver: Driver | None, done_before: int, seconds: float) -> Ended:
         if self._findings is None:
             self._findings = study(self._sweep, of_agenda(self._agenda))
         findings = with_checks(self._sweep, self._findings, self._agenda.outcomes)
-        failed = dict(driver.tally.failed) if driver is not None else {}
+        failed = driver is not None and bool(driver.tally.failed)
         paths = write_findings(self._loaded, findings, agenda=self._agenda, store=self._store, tracker=self._tracker)
         self._tracker.end_parent("failed" if failed else "finished")
         lines = []
@@ -164,8 +182,7 @@ class _Session:
             diverged = f", {tally.diverged} diverged" if tally.diverged else ""
             crashes = f", {tally.crashes} crashed rows retried from their checkpoints" if tally.crashes else ""
             lines.append(f"{tally.finished + tally.diverged} trials ended{diverged}{crashes}, {clock(seconds)}.")
-        lines += [f"failed: {self._agenda.trials[key].short_key}: {why}" for key, why in failed.items()]
-        lines += [*findings.lines()]
+        lines += [*self._failed_lines(driver), *findings.lines()]
         refused = all(law is None for law in findings.laws.values())
         return Ended(1 if failed or refused else 0, tuple(lines), findings, tuple(paths))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,8 @@ from orchestrator.search import chooser_of
 from orchestrator.store import SweepStore
 from orchestrator.store.index import Index
 from orchestrator.tracking import Tracker
-from orchestrator.tracking.reader import RunCurves
+from orchestrator.tracking.card import card_of
+from orchestrator.tracking.reader import BEYOND_FLOAT, RunCurves
 from sweeps import __version__
 from sweeps.agenda import LOSS, Agenda, Outcome, result_of
 from sweeps.curves import Curve
@@ -21,7 +23,7 @@ from sweeps.laws.heldout import check
 from sweeps.laws.law import Law, fit_law
 from sweeps.laws.optimum import find_optimum, refine
 from sweeps.laws.records import CellOptimum, Verdict
-from sweeps.plan import Bracket, cells_of, held_out_cell, is_open_ended, trials_of
+from sweeps.plan import Bracket, cells_of, group_label, held_out_cell, is_open_ended, trials_of
 from sweeps.spec import Cell, Result, Sweep, Trial, Variant, six_digits
 
 LOGGED = {"lr", "batch_tokens", "tokens"}  # parameters that place a run of MLflow in a cell
@@ -48,17 +50,6 @@ class Findings:
             if verdict is not None:
                 lines.append(f"held-out check: {verdict.status}. {verdict.reason}")
         return lines
-
-
-def group_label(sweep: Sweep, variant: Variant) -> str:
-    """Return which law a variant belongs to: its further axes, but those the law has as a variable or profiles over."""
-    with_size = "parameters" in sweep.law.variables
-    parts = []
-    for axis, value in variant.values.items():
-        profiled = axis in sweep.law.profile_over or axis.split(".")[-1] in sweep.law.profile_over
-        if not profiled and not (with_size and axis.startswith("workload.")):
-            parts.append(f"{axis.split('.')[-1]} {value}")
-    return ", ".join(parts)
 
 
 def collect(sweep: Sweep, found: Iterable[tuple[Cell, Sequence[Result]]]) -> dict[str, list[CellOptimum]]:
@@ -185,8 +176,8 @@ def law_files(findings: Findings) -> dict[str, str]:
 
 
 def agenda_of(loaded: Loaded, store: SweepStore) -> Agenda:
-    """Return the agenda of a sweep as its outcomes stand now."""
-    chooser = chooser_of(loaded.sweep, journal=store.folder / "optuna.journal")
+    """Return the agenda of a sweep as its outcomes stand now; it asks for nothing that its driver has not asked for."""
+    chooser = chooser_of(loaded.sweep, journal=store.folder / "optuna.journal", only_read=True)
     return Agenda(loaded.sweep, chooser, Index.open(store).outcomes())
 
 
@@ -209,8 +200,9 @@ def fit(loaded: Loaded, *, home: Path, environ: Mapping[str, str], from_mlflow: 
 def fit_logged(loaded: Loaded, *, home: Path, environ: Mapping[str, str]) -> Findings:
     """Return what the runs of the sweep's MLflow experiment say of its cells, whoever logged them.
 
-    A run counts where its parameters lr, batch_tokens and tokens (and the further axes) name one of the cells; its
-    loss there is `validation/loss` at step `tokens`.
+    A run counts where its parameters lr, batch_tokens and tokens name one of the cells, and no parameter contradicts
+    the recipe or the further axes; its loss there is `validation/loss` at step `tokens`. One that has not come so far
+    says nothing, unless it diverged.
     """
     sweep = loaded.sweep
     with closing(open_tracker(loaded, home=home, environ=environ, create=False)) as tracker:
@@ -218,30 +210,68 @@ def fit_logged(loaded: Loaded, *, home: Path, environ: Mapping[str, str]) -> Fin
     open_ended = is_open_ended(sweep)
     found = []
     for cell in cells_of(sweep):
+        recipe = _recipe_params(sweep, cell.variant)
         results = {}
         for run in runs:
             params = run.run.params
-            reached = int(float(params["tokens"]))
-            at_cell = reached == cell.tokens or (open_ended and reached >= cell.tokens)
-            same_batch = int(float(params["batch_tokens"])) == cell.batch_tokens
-            if at_cell and same_batch and _has_values(params, cell.variant):
+            horizon = _number(params["tokens"])
+            far_enough = horizon == cell.tokens or (open_ended and horizon > cell.tokens)
+            if far_enough and _number(params["batch_tokens"]) == cell.batch_tokens and _agrees(params, recipe, sweep):
                 result = _logged_result(run, cell.tokens)
-                results[(result.lr, result.seed)] = result
+                if result is not None:
+                    results[(result.lr, result.seed)] = result
         found.append((cell, [results[place] for place in sorted(results)]))
     return study(sweep, found)
 
 
-def _has_values(params: Mapping[str, str], variant: Variant) -> bool:
-    """Return whether a run's parameters do not contradict a variant's further axes."""
-    return all(params.get(axis, str(value)) in (str(value), f"{value}") for axis, value in variant.values.items())
+def _recipe_params(sweep: Sweep, variant: Variant) -> dict[str, str]:
+    """Return the parameters that a run of this variant has in MLflow, if powersweep logged it."""
+    parts = {"workload": variant.workload, "optimizer": variant.optimizer, "schedule": sweep.schedule}
+    card = card_of({"precision": sweep.precision, **{name: part.to_json() for name, part in parts.items()}})
+    return dict(card.params)
 
 
-def _logged_result(run: RunCurves, tokens: int) -> Result:
+def _agrees(params: Mapping[str, str], recipe: Mapping[str, str], sweep: Sweep) -> bool:
+    """Return whether a run's parameters do not contradict a recipe, and say which variant of several it is."""
+    if any(name in params and not _same(params[name], text) for name, text in recipe.items()):
+        return False
+    for axis in sweep.axes.extra:
+        name = axis if axis in params else axis.split(".")[-1]
+        if axis in recipe and not _same(params.get(name), recipe[axis]):
+            return False
+    return True
+
+
+def _same(one: str | None, other: str) -> bool:
+    if one is None:
+        return False
+    numbers = _number(one), _number(other)
+    return one == other or (numbers[0] == numbers[0] and math.isclose(*numbers, rel_tol=1e-5))
+
+
+def _number(text: str) -> float:
+    """Return the number a parameter holds, NaN if it holds none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _logged_result(run: RunCurves, tokens: int) -> Result | None:
+    """Return what a run says of the loss at `tokens`, None if nothing."""
     params = run.run.params
-    loss = Curve.from_json(run.curve).at(tokens, LOSS)
-    outcome = "finished" if loss is not None else (run.run.outcome or "stopped")
+    lr, seed = _number(params["lr"]), _number(params.get("seed", "0"))
+    if not (lr > 0 and seed == seed):
+        return None
+    curve = Curve.from_json(run.curve).until(tokens)
+    loss = curve.at(tokens, LOSS)
     key = run.run.key or run.run.run_id
-    return Result(key=key, lr=float(params["lr"]), seed=int(float(params.get("seed", 0))), loss=loss, outcome=outcome)
+    if loss is not None and math.isfinite(loss):
+        return Result(key=key, lr=lr, seed=int(seed), loss=loss, outcome="finished")
+    latest = run.run.metrics.get(LOSS, 0.0)
+    if run.run.outcome == "diverged" or not abs(latest) < BEYOND_FLOAT:  # infinite, or not a number
+        return Result(key=key, lr=lr, seed=int(seed), loss=None, outcome="diverged")
+    return None
 
 
 def open_tracker(loaded: Loaded, *, home: Path, environ: Mapping[str, str], create: bool = True) -> Tracker:

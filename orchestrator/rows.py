@@ -26,6 +26,7 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # nothing is ever restored from Tune's own snapshots
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a row's reports are a list, no top-level metric
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # rows that may wait for a place; for a searcher Tune allows but one
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a user's relative paths mean the folder the sweep was started in
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -55,44 +56,55 @@ class OptunaChooser:
         search: the sampler, its seed, LRs in all and in a wave.
         lr: the range of the learning rate.
         journal: file of the journal storage; one writer, the driver.
+        only_read: ask and tell nothing, and make no file: the waves are those that the driver has asked for.
     """
 
-    def __init__(self, search: Search, lr: Range, *, journal: Path) -> None:
+    def __init__(self, search: Search, lr: Range, *, journal: Path, only_read: bool = False) -> None:
         if search.name not in SAMPLERS:
             raise unknown_name("search.name", search.name, ["grid", *SAMPLERS])
         self._search = search
         self._lr = lr
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = JournalStorage(JournalFileBackend(str(journal)))
+        self._only_read = only_read
         self._studies: dict[str, optuna.Study] = {}
+        self._storage: JournalStorage | None = None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if not only_read:
+            journal.parent.mkdir(parents=True, exist_ok=True)
+        if not only_read or journal.exists():
+            self._storage = JournalStorage(JournalFileBackend(str(journal)))
 
     def next_lrs(
         self, bracket: Bracket, tried: Sequence[float], results: Mapping[str, Sequence[Result]]
     ) -> list[float]:
         """Return the next wave: from the journal if it was asked before, else asked now."""
         study = self._study(bracket)
-        if tried:
-            self._tell(study, bracket, results)
-        left = self._search.trials - len(tried)
-        if left <= 0:
+        if study is None:
             return []
-        wave = sum(1 for size in _wave_starts(self._search) if size < len(tried)) if tried else 0
-        return self._wave(study, bracket, wave, min(self._search.wave, left))
+        if not self._only_read:
+            self._tell(study, bracket, results)
+        for wave, start in enumerate(range(0, self._search.trials, self._search.wave)):
+            size = min(self._search.wave, self._search.trials - start)
+            lrs = self._wave(study, bracket, wave, size)
+            if any(lr not in tried for lr in lrs):  # a sampler may ask for an LR again
+                return lrs
+        return []
 
-    def _study(self, bracket: Bracket) -> optuna.Study:
-        if bracket.key not in self._studies:
-            name = content_key([bracket.key, self._search.name, self._search.seed, self._lr.low, self._lr.high])
-            self._studies[bracket.key] = optuna.create_study(
-                study_name=f"powersweep-{name}", storage=self._storage, direction="minimize", load_if_exists=True
-            )
-        return self._studies[bracket.key]
+    def _study(self, bracket: Bracket) -> optuna.Study | None:
+        """Return the study of a bracket, made if need be; None where there is none and none may be made."""
+        if bracket.key not in self._studies and self._storage is not None:
+            what = [bracket.key, self._search.name, self._search.seed, self._lr.low, self._lr.high]
+            name = f"powersweep-{content_key(what)}"
+            if not self._only_read:
+                optuna.create_study(study_name=name, storage=self._storage, direction="minimize", load_if_exists=True)
+            with contextlib.suppress(KeyError):
+                self._studies[bracket.key] = optuna.load_study(study_name=name, storage=self._storage)
+        return self._studies.get(bracket.key)
 
     def _wave(self, study: optuna.Study, bracket: Bracket, wave: int, size: int) -> list[float]:
         """Return the wave's LRs, asking for those the journal does not hold."""
         asked = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(WAVE) == wave]
         lrs = [float(t.user_attrs[ASKED]) for t in asked if ASKED in t.user_attrs]
-        while len(lrs) < size:
+        while len(lrs) < size and not self._only_read:
             place = content_key([bracket.key, self._search.seed, wave, len(lrs)])
             stateful = self._search.name == "qmc"  # a sequence: one seed for all of it, the index is in the storage
             seed = int(content_key([bracket.key, self._search.seed]) if stateful else place, 16) % 2**31
@@ -107,7 +119,7 @@ class OptunaChooser:
     def _tell(self, study: optuna.Study, bracket: Bracket, results: Mapping[str, Sequence[Result]]) -> None:
         """Tell every complete LR once: the loss at the bracket's furthest cell, the mean over seeds."""
         furthest = max(bracket.cells, key=lambda cell: cell.tokens)
-        loss = mean_losses(results[furthest.key])
+        loss = mean_losses(results.get(furthest.key, ()))
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             lr = trial.user_attrs.get(ASKED)
             if lr in loss:
@@ -123,15 +135,10 @@ def _tell_one(study: optuna.Study, trial: FrozenTrial, loss: float) -> None:
         study.tell(trial.number, state=TrialState.PRUNED)
 
 
-def _wave_starts(search: Search) -> list[int]:
-    """Return how many LRs were asked before each wave."""
-    return list(range(0, search.trials, search.wave))
-
-
-def chooser_of(sweep: Sweep, *, journal: Path) -> Chooser:
-    """Return what chooses the LRs of a sweep."""
+def chooser_of(sweep: Sweep, *, journal: Path, only_read: bool = False) -> Chooser:
+    """Return what chooses the LRs of a sweep; `only_read`: for everyone but its driver."""
     if sweep.search.name == "grid":
         return grid_chooser(sweep)
     if not isinstance(sweep.axes.lr, Range):
         raise ConfigError(f"axes.lr: search {sweep.search.name!r} needs a range, {{log: [low, high]}}, got a list")
-    return OptunaChooser(sweep.search, sweep.axes.lr, journal=journal)
+    return OptunaChooser(sweep.search, sweep.axes.lr, journal=journal, only_read=only_read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Row(tune.Trainable):
         self._close()
 
     def _open(self, row: dict[str, Any]) -> None:
+        if Path(row["cwd"]).is_dir():
+            os.chdir(row["cwd"])  # a user's relative paths mean the folder the sweep was started in
         self._folder = Path(row["folder"])
         self._report_seconds = float(row["resources"]["report_seconds"])
         self._seats = [_Seat(Trial.from_json(record), row) for record in row["trials"]]
@@ -104,8 +107,12 @@ class _Seat:
         if self.ended or run is None:
             return
         started, first = time.monotonic(), run.tokens
-        while run.status == "running" and time.monotonic() < deadline:
-            run.advance(deadline=deadline, clock=time.monotonic)
+        try:
+            while run.status == "running" and time.monotonic() < deadline:
+                run.advance(deadline=deadline, clock=time.monotonic)
+        except BaseException:
+            self.ended = True  # broken in the middle of a step: it must not be saved
+            raise
         self._seconds += time.monotonic() - started
         self._store.append_work(first, run.tokens)
         if run.status != "running":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sweeps.curves import Curve
-from sweeps.plan import Bracket, brackets_of, grid_lrs, grown_lrs, trials_of
+from sweeps.plan import Bracket, brackets_of, grid_lrs, group_label, grown_lrs, trials_of, whole_batches
 from sweeps.spec import Cell, Result, Sweep, Trial
 
 LOSS = "validation/loss"
@@ -100,7 +100,8 @@ class Agenda:
         self._cells = {cell.key: board for board in self._boards.values() for cell in board.bracket.cells}
         self._ready: list[tuple[float, str]] = []
         self._running: set[str] = set()
-        self._spare = self._spare_trials()
+        self._spare_trials = _share(sweep.budget.trials, first_trials(sweep), len(self._boards))
+        self._spare_tokens = _share(sweep.budget.tokens, first_tokens(sweep), len(self._boards))
         for board in self._boards.values():
             self._advance(board)
 
@@ -172,20 +173,21 @@ class Agenda:
                 if not is_done(trial, self.outcomes.get(trial.key)):
                     board.unfinished.add(trial.key)
 
-    def _spare_trials(self) -> float:
-        """Return how many trials each bracket may add to its first ones."""
-        limit = self.sweep.budget.trials
-        if limit is None:
-            return math.inf
-        return max(0, limit - first_trials(self.sweep)) // max(1, len(self._boards))
-
     def _affordable(self, board: _Board, trials: Sequence[Trial]) -> bool:
-        """Return whether the bracket's share of the budget holds these trials too."""
-        first = first_lrs(self.sweep) * len(board.bracket.seeds)
-        over = len(board.members) + len(trials) - first > self._spare
-        if over:
-            self.refused.append(f"{board.bracket.cells[0].label}: budget.trials leaves no more trials")
-        return not over
+        """Return whether the bracket's shares of the budget hold these trials too."""
+        if len(board.tried) < first_lrs(self.sweep):
+            return True  # the first LRs are what the budget was checked against
+        members = [*board.members, *trials]
+        more_trials = len(members) - first_lrs(self.sweep) * len(board.bracket.seeds)
+        more_tokens = sum(t.tokens for t in members) - first_lrs(self.sweep) * _row_tokens(board.bracket)
+        label = board.bracket.cells[0].label
+        if more_trials > self._spare_trials:
+            self.refused.append(f"{label}: budget.trials leaves no more trials")
+        elif more_tokens > self._spare_tokens:
+            self.refused.append(f"{label}: budget.tokens leaves no more tokens")
+        else:
+            return True
+        return False
 
 
 class _Board:
@@ -205,6 +207,29 @@ def first_lrs(sweep: Sweep) -> int:
 
 
 def first_trials(sweep: Sweep) -> int:
-    """Return the trials a sweep needs at least: its first LRs in every bracket, and its held-out check."""
+    """Return the trials a sweep needs at least: its first LRs in every bracket, and its held-out checks."""
     brackets = sum(first_lrs(sweep) * len(bracket.seeds) for bracket in brackets_of(sweep))
-    return brackets + (3 * sweep.validate.seeds if sweep.validate else 0)
+    return brackets + _check_trials(sweep)
+
+
+def first_tokens(sweep: Sweep) -> int:
+    """Return the tokens a sweep needs at least: its first LRs in every bracket, and its held-out checks."""
+    brackets = sum(first_lrs(sweep) * _row_tokens(bracket) for bracket in brackets_of(sweep))
+    check = sweep.validate
+    return brackets + (_check_trials(sweep) * whole_batches(check.tokens, check.batch_tokens) if check else 0)
+
+
+def _check_trials(sweep: Sweep) -> int:
+    """Return the trials of the held-out checks, one check a law."""
+    laws = {group_label(sweep, variant) for variant in sweep.variants}
+    return 3 * sweep.validate.seeds * len(laws) if sweep.validate is not None else 0
+
+
+def _row_tokens(bracket: Bracket) -> int:
+    """Return the tokens of one LR of a bracket, all its seeds."""
+    return sum(bracket.horizon(seed) or 0 for seed in bracket.seeds)
+
+
+def _share(limit: float | None, needed: float, brackets: int) -> float:
+    """Return what of a budget each bracket may spend beyond its first LRs: equal shares of what is left."""
+    return math.inf if limit is None else max(0, limit - needed) // max(1, brackets)

@@ -85,6 +85,17 @@ def brackets_of(sweep: Sweep) -> list[Bracket]:
     return [Bracket(tuple(group)) for group in groups.values()]
 
 
+def group_label(sweep: Sweep, variant: Variant) -> str:
+    """Return which law a variant belongs to: its further axes, but those the law has as a variable or profiles over."""
+    with_size = "parameters" in sweep.law.variables
+    parts = []
+    for axis, value in variant.values.items():
+        profiled = axis in sweep.law.profile_over or axis.split(".")[-1] in sweep.law.profile_over
+        if not profiled and not (with_size and axis.startswith("workload.")):
+            parts.append(f"{axis.split('.')[-1]} {value}")
+    return ", ".join(parts)
+
+
 def held_out_cell(sweep: Sweep, variant: Variant) -> Cell:
     """Return the cell of the held-out check."""
     check = sweep.validate

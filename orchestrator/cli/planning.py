@@ -21,6 +21,7 @@ from sweeps.plan import (
     brackets_of,
     cells_of,
     grid_lrs,
+    group_label,
     held_out_cell,
     is_open_ended,
     mean_losses,
@@ -103,8 +104,6 @@ def _held_out(sweep: Sweep) -> dict[str, tuple[Bracket, list[Trial]]]:
     """Return the held-out checks by law: at its largest variant, three neighbouring LRs (stand-ins: not known yet)."""
     if sweep.validate is None:
         return {}
-    from orchestrator.results import group_label
-
     largest = {group_label(sweep, v): v for v in sorted(sweep.variants, key=lambda v: v.size.parameters)}
     lowest, factor = stand_in_lrs(sweep)[0], sweep.validate.factor
     checks = {}

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.config.coerce import must, show
-from sweeps.agenda import first_lrs, first_trials
+from sweeps.agenda import first_tokens, first_trials
 from sweeps.errors import ConfigError
-from sweeps.plan import brackets_of
 from sweeps.schedules import Schedule
 from sweeps.spec import Axes, LawSpec, Range, Sweep, Validation, Variant
 
@@ -82,10 +81,3 @@ def check_budget(sweep: Sweep) -> None:
         raise must("budget.trials", f"at least the {trials:,} trials that the axes ask for", sweep.budget.trials)
     if sweep.budget.tokens is not None and tokens > sweep.budget.tokens:
         raise must("budget.tokens", f"at least the {tokens:,} tokens that the axes ask for", sweep.budget.tokens)
-
-
-def first_tokens(sweep: Sweep) -> int:
-    """Return the tokens a sweep needs at least: its first LRs in every bracket, and its held-out check."""
-    rows = sum(bracket.horizon(seed) or 0 for bracket in brackets_of(sweep) for seed in bracket.seeds)
-    check = sweep.validate
-    return first_lrs(sweep) * rows + (3 * check.seeds * check.tokens if check is not None else 0)

@@ -98,6 +98,7 @@ class Writer:
         self._lost: dict[str, str] = {}  # key -> why it cannot be written
         self._trouble: str | None = None  # why the last attempt failed
         self._failures = 0  # in a row
+        self._written = 0  # trials, in all
         self._busy = False
         self._urgent = False
         self._closed = False
@@ -125,17 +126,20 @@ class Writer:
         """Return once MLflow has everything.
 
         Raises:
-            StoreError: it does not take it, after a few attempts or in this time. What is missing goes on waiting.
+            StoreError: it does not take it, after a few attempts or with nothing written for this time. What is
+                missing goes on waiting.
         """
-        deadline = time.monotonic() + timeout_seconds
+        written, deadline = self._written, time.monotonic() + timeout_seconds
         with self._changed:
             self._urgent, self._failures = True, 0
             self._changed.notify_all()
             while (self._waiting or self._busy) and self._failures < FLUSH_ATTEMPTS:
+                if self._written != written:
+                    written, deadline = self._written, time.monotonic() + timeout_seconds
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._thread.is_alive():
                     break
-                self._changed.wait(left)
+                self._changed.wait(min(left, 1.0))
             self._urgent = False
             missing = len(self._waiting.keys() | self._lost.keys())
             reason = next(iter(self._lost.values()), None) or self._trouble or f"not done in {timeout_seconds:.0f} s"
@@ -206,6 +210,7 @@ class Writer:
                 self._trouble, self._failures = reason, self._failures + 1
                 return
             del batch[key]
+            self._written += 1
             self._failures = 0
 
     def _write(self, key: str, waiting: _Waiting) -> None:

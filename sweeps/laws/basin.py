@@ -27,10 +27,14 @@ REFINEMENTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The prior of the asymmetry k: normal, mean and sd; sd 0 fixes it."""
+    """The prior of the asymmetry k: normal, mean and sd; sd 0 fixes it.
+
+    `common` is the sd of the part that like cells share.
+    """
 
     mean: float
     sd: float
+    common: float = 0.0
 
     def grid(self) -> tuple[Floats, Floats]:
         """Return values of k, and their log weights."""
@@ -72,7 +76,8 @@ class BasinPosterior:
     Attributes:
         log_lr, density: the marginal of m on a grid, trapezoid weights included; the sum is 1. Shape [M].
         mean, sd: of m.
-        form_sd: sd of the mean of m given k, over k.
+        form_sd: sd of the mean of m given k, over the part of k that like cells share.
+        asymmetry: posterior mean and sd of k.
         dof: observations behind the noise.
         loss, basin: the fitted minimum, and the polynomial in (x - mean).
         convex: whether the best-fitting basin opens upwards without being told to.
@@ -83,6 +88,7 @@ class BasinPosterior:
     mean: float
     sd: float
     form_sd: float
+    asymmetry: tuple[float, float]
     dof: float
     noise_sd: float
     loss: float
@@ -131,12 +137,14 @@ def basin_posterior(
     free = np.unravel_index(int(np.argmax(fit.free + prior_K[None, :, None] + prior_J)), log_MKJ.shape)
     level, bend = fit.at(at)
     share_J = weight_MKJ.sum(axis=(0, 1)) / weight_MKJ.sum()
+    form_sd, asymmetry = _form(log_lr_M, asymmetry_K, weight_MKJ)
     return BasinPosterior(
         log_lr=log_lr_M,
         density=density_M,
         mean=mean,
         sd=sd,
-        form_sd=_form_sd(log_lr_M, weight_MKJ),
+        form_sd=form_sd * (shape.common / shape.sd if shape.sd else 0.0),
+        asymmetry=asymmetry,
         dof=noise.dof + max(0.0, len(points.loss) - 3.0),
         noise_sd=float(np.exp(share_J @ np.log(sd_J))),
         loss=level,
@@ -153,12 +161,18 @@ def rise(x: Floats, asymmetry: Floats | float) -> Floats:
     return np.asarray(x * x * np.where(small, 0.5 + kx / 6.0, (np.expm1(safe) - safe) / safe**2))
 
 
-def _form_sd(log_lr_M: Floats, weight_MKJ: Floats) -> float:
-    """Return the sd over k of the mean of m given k."""
+def _form(log_lr_M: Floats, asymmetry_K: Floats, weight_MKJ: Floats) -> tuple[float, tuple[float, float]]:
+    """Return the sd over k of the mean of m given k; and mean and sd of k."""
     weight_MK = weight_MKJ.sum(axis=2)
     share_K = weight_MK.sum(axis=0) / weight_MK.sum()
     mean_K = log_lr_M @ weight_MK / np.maximum(weight_MK.sum(axis=0), 1e-300)
-    return math.sqrt(max(0.0, float(share_K @ (mean_K - share_K @ mean_K) ** 2)))
+    (_, form_sd), asymmetry = _moments(mean_K, share_K), _moments(asymmetry_K, share_K)
+    return form_sd, asymmetry
+
+
+def _moments(values: Floats, shares: Floats) -> tuple[float, float]:
+    mean = float(shares @ values)
+    return mean, math.sqrt(float(shares @ (values - mean) ** 2))
 
 
 def _form_error(points: Points, noise: Noise) -> Floats:

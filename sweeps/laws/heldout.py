@@ -9,7 +9,6 @@ from typing import cast
 import numpy as np
 
 from sweeps.errors import ReachError
-from sweeps.laws.basin import BasinPosterior
 from sweeps.laws.law import Law
 from sweeps.laws.optimum import ESTIMATORS, SAME, Tried, as_optimum, pooled_curvature, posterior_of, tabulate
 from sweeps.laws.records import Optimum, Prediction, Verdict
@@ -50,14 +49,14 @@ def check(
     posterior, used = posterior_of(
         tried, shape=ESTIMATORS[law.estimator], noise_sd=law.noise.get("seed_sd"), curvature=pooled_curvature(basins)
     )
-    found = as_optimum(posterior, tried.log_lr[used], confidence=law.confidence)
+    found = as_optimum(posterior, tried, used, confidence=law.confidence)
     span = posterior.interval(law.confidence)
     width = float(tried.log_lr[-1] - tried.log_lr[0])
     inside = tried.log_lr[0] < posterior.mean < tried.log_lr[-1]
     determined = bool(posterior.convex and inside and span[1] - span[0] < width)
     status, reason = _judge(predicted, span, determined=determined)
     observed = found if determined else _none(_where(tried), tried)
-    regret = _basin_regret(posterior, predicted) if determined else _mean_regret(tried, predicted)
+    regret = _basin_regret(found, predicted) if determined else _mean_regret(tried, predicted)
     return Verdict(status, reason, target, predicted, observed, regret)
 
 
@@ -107,10 +106,9 @@ def _none(reason: str, tried: Tried | None = None) -> Optimum:
     return Optimum(lr, None, None, None, None, reason, loss=loss)
 
 
-def _basin_regret(posterior: BasinPosterior, predicted: Prediction) -> float:
-    at = math.log(predicted.lr) - posterior.mean
-    value = float(np.polynomial.polynomial.polyval(at, np.array(posterior.basin)))
-    return max(0.0, value - posterior.loss)
+def _basin_regret(found: Optimum, predicted: Prediction) -> float:
+    assert found.lr is not None
+    return max(0.0, found.fitted(predicted.lr) - found.fitted(found.lr))
 
 
 def _mean_regret(tried: Tried, predicted: Prediction) -> float | None:

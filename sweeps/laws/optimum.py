@@ -21,11 +21,11 @@ WINDOW = math.log(4.0)  # the basin is fitted within this much of the best LR tr
 MARGIN = math.log(4.0)  # and its minimum sought this far beyond the LRs tried; assumed
 SAME = 1e-6  # ln lr closer than this are one LR
 POOLED_DOF = 4.0  # weight of the noise of other cells against a cell's own; noise differs between cells; assumed
-LONE_NOISE = Noise(0.02, 1.0)  # nats; one curve an LR and nothing else known: worth one observation; assumed
+LONE_NOISE = Noise(0.01, 1.0)  # of the loss; one curve an LR and nothing else known: worth one observation; assumed
 CUBIC = 4  # coefficients of a cubic
 LIKE_CELLS = 3  # whose basins together say how curved another may be
 CURVATURE_SPREAD = 0.6  # of the curvature, in its median: it doubles over a 64-fold range of batch on Step Law; assumed
-NOISE_FLOOR = 1e-5  # nats; float32 losses are no better
+NOISE_FLOOR = 1e-5  # of the loss; float32 losses are no better
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,20 @@ class Tried:
     Attributes:
         log_lr: every LR that says something (finished, diverged or stopped), ascending, shape [L].
         loss: mean over seeds, their offsets removed, shape [L]; inf where a seed diverged or all were stopped.
+        height: what a basin is fitted to: ln loss, or the loss itself where not all are positive. Shape [L].
         count: seeds behind each loss, shape [L].
         diverged: whether a seed diverged, shape [L].
-        residuals: loss less LR mean less seed offset, shape [L, S]; nan where there is no loss.
+        residuals: of the height: less LR mean less seed offset, shape [L, S]; nan where there is no loss.
+        relative: whether the height is ln loss.
     """
 
     log_lr: Floats
     loss: Floats
+    height: Floats
     count: Floats
     diverged: NDArray[np.bool_]
     residuals: Floats
+    relative: bool
 
     @property
     def best(self) -> int:
@@ -59,17 +63,19 @@ def find_optimum(
     confidence: float = 0.95,
     noise_sd: float | None = None,
     curvature: Curvature | None = None,
+    shape: Shape | None = None,
 ) -> Optimum:
     """Return the optimum of one cell, with its interval, or censored with the reason.
 
     Seeds are paired: a seed's offset, the same at all LRs, is removed. Diverged results bracket the optimum and are
     not fitted. `noise_sd` is the noise of other cells (`pooled_noise`), in nats; a cell's own seeds and its scatter
-    about the basin are weighed with it. `curvature` is that of other cells (`pooled_curvature`).
+    about the basin are weighed with it. `curvature` and `shape` are those of other cells (`pooled_curvature`,
+    `pooled_shape`); `shape` stands for the estimator's.
 
     Raises:
         ConfigError: `estimator` is not in ESTIMATORS.
     """
-    shape = _shape(estimator)
+    shape = shape or _shape(estimator)
     tried = tabulate(results)
     if tried is None:
         return Optimum(None, None, None, None, None, "too few points")
@@ -81,7 +87,7 @@ def find_optimum(
     inside = tried.log_lr[0] < posterior.mean < tried.log_lr[-1]
     if not (posterior.convex and inside and high - low < tried.log_lr[-1] - tried.log_lr[0]):
         return _edge(tried, "no minimum")
-    return as_optimum(posterior, tried.log_lr[used], confidence=confidence)
+    return as_optimum(posterior, tried, used, confidence=confidence)
 
 
 def posterior_of(
@@ -106,12 +112,15 @@ def posterior_of(
         float(tried.log_lr[0]) - MARGIN,
         float(blown[0]) if len(blown) else float(tried.log_lr[-1]) + MARGIN,
     )
-    points = Points(tried.log_lr[used], tried.loss[used], tried.count[used])
+    points = Points(tried.log_lr[used], tried.height[used], tried.count[used])
     return basin_posterior(points, noise=noise, support=support, shape=shape, curvature=curvature), used
 
 
-def as_optimum(posterior: BasinPosterior, log_lr: Floats, *, confidence: float) -> Optimum:
+def as_optimum(
+    posterior: BasinPosterior, tried: Tried, used: NDArray[np.intp], *, confidence: float
+) -> Optimum:
     """Return the record of an interior optimum."""
+    log_lr = tried.log_lr[used]
     low, high = posterior.interval(confidence)
     return Optimum(
         lr=math.exp(posterior.mean),
@@ -120,12 +129,14 @@ def as_optimum(posterior: BasinPosterior, log_lr: Floats, *, confidence: float) 
         log_sd=0.5 * (high - low) / two_sided(confidence, dof=posterior.dof),
         dof=posterior.dof,
         censored=None,
-        loss=posterior.loss,
+        loss=math.exp(posterior.loss) if tried.relative else posterior.loss,
         noise_sd=posterior.noise_sd,
         basin=posterior.basin,
         centre=posterior.mean,
         window=(math.exp(float(log_lr[0])), math.exp(float(log_lr[-1]))),
         form_sd=posterior.form_sd,
+        asymmetry=posterior.asymmetry,
+        relative=tried.relative,
     )
 
 
@@ -149,12 +160,17 @@ def tabulate(results: Sequence[Result]) -> Tried | None:
     if not np.isfinite(loss).any():
         return None
     means, residuals = _two_way(loss)
+    relative = bool(loss[np.isfinite(loss)].min() > 0.0 and means.min() > 0.0)
+    height = means
+    if relative:
+        height = np.log(means)
+        _, residuals = _two_way(loss / means[:, None])
     count = np.count_nonzero(np.isfinite(loss), axis=1).astype(np.float64)
-    return Tried(log_lr, means, count, diverged, residuals)
+    return Tried(log_lr, means, height, count, diverged, residuals, relative)
 
 
 def pooled_noise(cells: Sequence[CellOptimum]) -> float | None:
-    """Return the sd of the loss between paired seeds, offsets removed, pooled over cells.
+    """Return the sd of the loss between paired seeds as a share of it, offsets removed, pooled over cells.
 
     Each cell counts its LRs within the window of its best only: far off, seeds differ more. With one seed a cell it is
     the scatter about a cubic in ln lr, by its median over cells; None if no cell has five LRs there.
@@ -172,7 +188,7 @@ def pooled_noise(cells: Sequence[CellOptimum]) -> float | None:
         if own > 0:
             total, dof = total + float(np.sum(np.square(residuals[seen]))), dof + own
         elif len(residuals) > CUBIC:
-            scatter.append(_scatter(tried.log_lr[near], tried.loss[near]))
+            scatter.append(_scatter(tried.log_lr[near], tried.height[near]))
     if dof:
         return math.sqrt(total / dof)
     return math.sqrt(float(np.median(scatter))) if scatter else None
@@ -187,23 +203,43 @@ def pooled_curvature(basins: Sequence[Sequence[float]]) -> Curvature | None:
     return Curvature(middle, max(CURVATURE_SPREAD * middle, float(np.std(bends))))
 
 
+def pooled_shape(found: Sequence[tuple[float, float] | None], prior: Shape) -> Shape:
+    """Return what like cells say of the asymmetry of another, from each one's (mean, sd) under the prior.
+
+    Their asymmetries scatter about a common one by prior.sd less prior.common, in squares.
+    """
+    if prior.sd == 0.0 or prior.common == 0.0:
+        return prior
+    scatter = prior.sd**2 - prior.common**2
+    weight, total = prior.common**-2, prior.mean * prior.common**-2
+    for mean, sd in (x for x in found if x is not None):
+        known = sd**-2 - prior.sd**-2  # what the cell's losses add to the prior
+        if known > 0.0:
+            own = (mean * sd**-2 - prior.mean * prior.sd**-2) / known
+            share = 1.0 / (1.0 / known + scatter)
+            weight, total = weight + share, total + share * own
+    return Shape(total / weight, math.sqrt(1.0 / weight + scatter), math.sqrt(1.0 / weight))
+
+
 def refine(
     cells: Sequence[CellOptimum], *, estimator: str = "asymmetric", confidence: float = 0.95
 ) -> tuple[CellOptimum, ...]:
     """Return the cells, each optimum found again with what all say of noise and curvature."""
-    noise = pooled_noise(cells)
+    noise, shape = pooled_noise(cells), _shape(estimator)
 
-    def again(found: Sequence[CellOptimum], curvature: Curvature | None) -> tuple[CellOptimum, ...]:
+    def again(curvature: Curvature | None, shape: Shape) -> tuple[CellOptimum, ...]:
         def optimum(results: Sequence[Result]) -> Optimum:
             return find_optimum(
-                results, estimator=estimator, confidence=confidence, noise_sd=noise, curvature=curvature
+                results, confidence=confidence, noise_sd=noise, curvature=curvature, shape=shape
             )
 
-        return tuple(replace(c, optimum=optimum(c.results)) if c.results else c for c in found)
+        return tuple(replace(c, optimum=optimum(c.results)) if c.results else c for c in cells)
 
-    first = again(cells, None)
+    first = again(None, shape)
     curvature = pooled_curvature([c.optimum.basin for c in first])
-    return first if curvature is None else again(cells, curvature)
+    if curvature is None:
+        return first
+    return again(curvature, pooled_shape([c.optimum.asymmetry for c in first], shape))
 
 
 def _scatter(log_lr: Floats, loss: Floats) -> float:
@@ -268,6 +304,6 @@ def _edge(tried: Tried, reason: str) -> Optimum:
 ESTIMATORS: Mapping[str, Shape] = {
     # The third over the second derivative of the loss in ln lr, at the optimum: median 0.72, quartiles 0.36 and 1.18 in
     # 115 (N, D, B) slices of the dense runs of Step Law (arXiv:2503.04715); measured.
-    "asymmetric": Shape(0.7, 0.6),
+    "asymmetric": Shape(0.7, 0.6, 0.5),
     "quadratic": Shape(0.0, 0.0),
 }

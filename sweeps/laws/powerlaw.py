@@ -19,9 +19,6 @@ from sweeps.laws.student import two_sided
 Floats = NDArray[np.float64]
 
 VARIABLES = ("batch_tokens", "tokens", "parameters")
-# What the cells do not know of the basin's form they do not know together, so it does not average out. Pooled, they
-# know it better than one by one: half the median cell's form_sd covers 93 to 97 % on drawn sweeps; measured.
-FORM_SHARE = 0.5
 SD_FLOOR = 1e-6  # of ln lr: an exact optimum still has a finite weight
 
 
@@ -74,7 +71,8 @@ def fit(
     Weights are 1 / (variance of the cell's optimum + variance between cells), the latter by Paule and Mandel (1982).
     The covariance is that of a bootstrap over cells: whole cells' residuals, divided by sqrt(1 - leverage), are drawn
     with replacement and laid on the fitted law, so that every draw has the design of the sweep (drawing the cells
-    themselves leaves a 3 x 3 design singular too often). ln a also gets FORM_SHARE. The same cells give the same bits
+    themselves leaves a 3 x 3 design singular too often). ln a also gets the median `form_sd`: what cells do not know of the basin's form they
+    do not know together, so it does not average out. The same cells give the same bits
     in any order.
 
     Raises:
@@ -102,7 +100,7 @@ def fit(
     between = _between(x_CU - centre_U, lr_C, within_C)
     weight_C = 1.0 / (within_C + between)
     centred_U, covariance_UU = _bootstrap(x_CU - centre_U, lr_C, weight_C, rng=_rng(seed), draws=n_bootstrap)
-    covariance_UU[0, 0] += (FORM_SHARE * float(np.median([c.optimum.form_sd or 0.0 for c in used]))) ** 2
+    covariance_UU[0, 0] += float(np.median([c.optimum.form_sd or 0.0 for c in used])) ** 2
     back_UU = np.eye(len(centred_U))
     back_UU[0] -= centre_U
     return PowerLaw(

@@ -74,7 +74,7 @@ def _fit(axes: Axes, optimum: Optimum) -> None:
     """Draw the fitted basin over its window, and the optimum with its interval; or say why there is none."""
     if optimum.basin and optimum.window is not None:
         lrs = np.geomspace(*optimum.window, 120)
-        fitted = np.polynomial.polynomial.polyval(np.log(lrs) - optimum.centre, np.array(optimum.basin))
+        fitted = [optimum.fitted(float(lr)) for lr in lrs]
         axes.plot(lrs, fitted, color=INK, linewidth=1.2, alpha=0.75, zorder=2)
     paper = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.0}
     place: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8.5, "va": "bottom", "bbox": paper}
