@@ -71,6 +71,7 @@ def build_run(trial: Trial, *, resources: Mapping[str, Any], absurd_factor: floa
         micro_batch_tokens=resources["micro_batch_tokens"],
         device="cuda" if resources["gpus"] else "cpu",
         compile=resources["compile"],
+        cuda_graph=bool(resources["gpus"]) and resources["cuda_graph"],
     )
     if isinstance(workload, Script):
         schedule_fields = {"name": trial.schedule.name, **trial.schedule.fields}

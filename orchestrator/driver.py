@@ -23,6 +23,8 @@ from sweeps.spec import Sweep, Trial
 
 log = logging.getLogger(__name__)
 
+ERROR_FILE = "error.txt"  # in a trial's folder: the tracebacks of its crashes
+HOPELESS_FAILURES = 3  # trials that fail before any ends well: the others would as well; a choice
 LOOK_SECONDS = 1.0  # between two looks at who holds the lease
 
 
@@ -119,10 +121,14 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - recorded, and the sweep ends with it
             self._fail(error)
 
-    def on_crash(self, keys: Sequence[str], why: str, *, final: bool) -> None:
-        """Take that a row's process ended; `final` when its retries are used up."""
+    def on_crash(self, keys: Sequence[str], why: str, *, details: str, final: bool) -> None:
+        """Take that a row's process ended; `final` when its retries are used up, `details` for a file."""
         if isinstance(self.error, LeaseError):
             return
+        for key in keys:
+            with contextlib.suppress(OSError):  # a full disk hides the details, not the failure
+                (self._store.trials / key).mkdir(parents=True, exist_ok=True)
+                (self._store.trials / key / ERROR_FILE).write_text(details)
         if not final:
             self.tally.crashes += 1
             return
@@ -132,6 +138,8 @@ class Driver:
                 self._begin(key)
                 self._tracker.end(key, "failed", {"reason": why[:500]})
                 self.agenda.end(Outcome(key=key, outcome="failed", tokens=0, curve=Curve(), reason=why))
+            if len(self.tally.failed) >= HOPELESS_FAILURES and not self.tally.finished + self.tally.diverged:
+                self.stop(f"the first {len(self.tally.failed)} trials all failed")
         except Exception as error:  # noqa: BLE001 - recorded, and the sweep ends with it
             self._fail(error)
 
@@ -151,6 +159,8 @@ class Driver:
 
     def _on_message(self, message: Mapping[str, Any]) -> None:
         key = message["key"]
+        if message["status"] == "paused" and message["tokens"] == 0:
+            return  # stopped before it began: there is nothing to show
         self._begin(key)
         if message["points"]:
             self._tracker.log(key, message["points"])

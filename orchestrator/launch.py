@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator.config import Loaded
-from orchestrator.driver import Driver
+from orchestrator.driver import ERROR_FILE, Driver
 from orchestrator.progress import Console, Progress, clock, human
 from orchestrator.report import write_findings
 from orchestrator.results import Findings, held_out_trials, of_agenda, open_tracker, study, with_checks
@@ -28,6 +28,8 @@ from sweeps.plan import price
 from sweeps.spec import Sweep, Trial
 
 log = logging.getLogger(__name__)
+
+SHOWN_FAILURES = 5
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,10 @@ class _Session:
         waiting = self._agenda.waiting()
         cost = price(waiting)
         kept = f", {done_before} already done" if done_before else ""
+        first = "" if self._sweep.search.name == "grid" else " in the first wave"
         self._console.say(
-            f"{self._sweep.name}: {cost.trials} trials to run{kept}; {human(cost.tokens)} tokens, "
-            f"{human(cost.flops)} FLOPs. Curves: powersweep ui"
+            f"{self._sweep.name}: {cost.trials} trials to run{first}{kept}; {human(cost.tokens)} tokens, "
+            f"{human(cost.flops)} FLOPs. Curves: powersweep ui {self._loaded.name}"
         )
 
     def _train(self) -> Driver:
@@ -165,7 +168,11 @@ class _Session:
 
     def _failed_lines(self, driver: Driver | None) -> list[str]:
         failed = {} if driver is None else driver.tally.failed
-        return [f"failed: {self._agenda.trials[key].short_key}: {why}" for key, why in failed.items()]
+        lines = [f"failed: {self._agenda.trials[key].short_key}: {why}" for key, why in failed.items()]
+        if len(lines) > SHOWN_FAILURES:
+            lines[SHOWN_FAILURES:] = [f"failed: {len(lines) - SHOWN_FAILURES} more"]
+        lines += [f"  {self._store.trials / key / ERROR_FILE}" for key in list(failed)[:1]]
+        return lines
 
     def _report(self, driver: Driver | None, done_before: int, seconds: float) -> Ended:
         if self._findings is None:
@@ -180,11 +187,17 @@ class _Session:
         else:
             tally = driver.tally
             diverged = f", {tally.diverged} diverged" if tally.diverged else ""
-            crashes = f", {tally.crashes} crashed rows retried from their checkpoints" if tally.crashes else ""
-            lines.append(f"{tally.finished + tally.diverged} trials ended{diverged}{crashes}, {clock(seconds)}.")
+            ended = _counted(tally.finished + tally.diverged, "trial")
+            crashes = f", {_counted(tally.crashes, 'crash')} retried from the checkpoint" if tally.crashes else ""
+            lines.append(f"{ended} ended{diverged}{crashes}, {clock(seconds)}.")
         lines += [*self._failed_lines(driver), *findings.lines()]
         refused = all(law is None for law in findings.laws.values())
         return Ended(1 if failed or refused else 0, tuple(lines), findings, tuple(paths))
+
+
+def _counted(count: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith("sh") else "s")
+    return f"{count} {noun if count == 1 else plural}"
 
 
 def _parent_params(sweep: Sweep) -> dict[str, str]:

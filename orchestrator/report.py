@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.config import Loaded
-from orchestrator.results import Findings, agenda_of, fit, law_files
+from orchestrator.results import Findings, agenda_of, fit, held_out_trials, law_files
 from orchestrator.store import SweepStore
 from orchestrator.tracking import Tracker
 from sweeps import __version__
@@ -49,6 +49,7 @@ def write_findings(
     paths = [*laws, *write_report(folder, _report_data(loaded, findings, agenda, store, tracker))]
     if tracker is not None:
         tracker.log_report([*paths, curves])
+        tracker.describe("\n\n".join(f"`{line}`" for line in findings.lines()))  # code: a * is no emphasis then
     stamp_file.write_text(stamp)
     return [*paths, curves]
 
@@ -57,8 +58,10 @@ def write_folder(loaded: Loaded, *, home: Path, environ: Mapping[str, str]) -> l
     """Write the files of what has ended so far into the sweep's folder, and return their paths."""
     store = SweepStore(home, loaded.sweep.experiment)
     findings = fit(loaded, home=home, environ=environ)
+    agenda = agenda_of(loaded, store)
+    agenda.add(held_out_trials(loaded.sweep, findings))
     (store.folder / STAMP_FILE).unlink(missing_ok=True)
-    return write_findings(loaded, findings, agenda=agenda_of(loaded, store), store=store, tracker=None)
+    return write_findings(loaded, findings, agenda=agenda, store=store, tracker=None)
 
 
 def _stamp(loaded: Loaded, findings: Findings, agenda: Agenda, tracker: Tracker | None) -> str:

@@ -21,7 +21,8 @@ from sweeps.curves import Curve
 from sweeps.errors import FitError, ReachError
 from sweeps.laws.heldout import check
 from sweeps.laws.law import Law, fit_law
-from sweeps.laws.optimum import find_optimum, refine
+from sweeps.laws.optimum import find_optimum
+from sweeps.laws.pooled import refine
 from sweeps.laws.records import CellOptimum, Verdict
 from sweeps.plan import Bracket, cells_of, group_label, held_out_cell, is_open_ended, trials_of
 from sweeps.spec import Cell, Result, Sweep, Trial, Variant, six_digits
@@ -45,7 +46,8 @@ class Findings:
         lines = []
         for label, law in self.laws.items():
             name = f"law ({label}): " if label else "law: "
-            lines.append(name + (law.one_line() if law is not None else f"none. {self.refusals[label]}"))
+            refused = self.refusals.get(label, "").removeprefix("law: ")
+            lines.append(name + (law.one_line() if law is not None else f"none. {refused}"))
             verdict = self.verdicts.get(label)
             if verdict is not None:
                 lines.append(f"held-out check: {verdict.status}. {verdict.reason}")

@@ -86,21 +86,27 @@ class RowCallback(_Unsaved, tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Take that a row crashed and will be tried again."""
-        self._driver.on_crash(_keys(trial), _why(trial), final=False)
+        text = _error_of(trial)
+        self._driver.on_crash(_keys(trial), _why(text), details=text, final=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Take that a row crashed once too often."""
-        self._driver.on_crash(_keys(trial), _why(trial), final=True)
+        text = _error_of(trial)
+        self._driver.on_crash(_keys(trial), _why(text), details=text, final=True)
 
 
 def _keys(trial: Any) -> list[str]:
     return [Trial.from_json(record).key for record in json.loads(trial.config["row"])["trials"]]
 
 
-def _why(trial: Any) -> str:
-    """Return what went wrong in a row, in one line."""
+def _error_of(trial: Any) -> str:
+    """Return what Tune wrote of all the crashes of a row, tracebacks and all."""
     file = trial.error_file
-    text = Path(file).read_text() if file is not None and Path(file).exists() else ""
+    return Path(file).read_text() if file is not None and Path(file).exists() else ""
+
+
+def _why(text: str) -> str:
+    """Return what went wrong in a row, in one line."""
     if "ActorDiedError" in text or not text.strip():
         return "its process ended unexpectedly"
     return [line for line in text.splitlines() if line.strip()][-1].strip()
@@ -132,7 +138,7 @@ def run_rows(driver: Driver) -> None:
     """Run rows until the driver has no more; returns when all have ended."""
     resources = driver.sweep.resources
     folder = tempfile.mkdtemp(prefix="powersweep-tune-")
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a crash is told by the driver, in a line
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:

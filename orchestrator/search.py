@@ -80,13 +80,13 @@ class OptunaChooser:
         study = self._study(bracket)
         if study is None:
             return []
-        if not self._only_read:
-            self._tell(study, bracket, results)
         for wave, start in enumerate(range(0, self._search.trials, self._search.wave)):
+            self._tell(study, bracket, results)
             size = min(self._search.wave, self._search.trials - start)
             lrs = self._wave(study, bracket, wave, size)
             if any(lr not in tried for lr in lrs):  # a sampler may ask for an LR again
                 return lrs
+        self._tell(study, bracket, results)
         return []
 
     def _study(self, bracket: Bracket) -> optuna.Study | None:
@@ -118,6 +118,8 @@ class OptunaChooser:
 
     def _tell(self, study: optuna.Study, bracket: Bracket, results: Mapping[str, Sequence[Result]]) -> None:
         """Tell every complete LR once: the loss at the bracket's furthest cell, the mean over seeds."""
+        if self._only_read:
+            return
         furthest = max(bracket.cells, key=lambda cell: cell.tokens)
         loss = mean_losses(results.get(furthest.key, ()))
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):

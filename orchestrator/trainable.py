@@ -61,7 +61,8 @@ class Row(tune.Trainable):
             os.chdir(row["cwd"])  # a user's relative paths mean the folder the sweep was started in
         self._folder = Path(row["folder"])
         self._report_seconds = float(row["resources"]["report_seconds"])
-        self._seats = [_Seat(Trial.from_json(record), row) for record in row["trials"]]
+        stopped = (self._folder / STOP_FILE).exists()  # then nothing new begins: the row ends with nothing to report
+        self._seats = [] if stopped else [_Seat(Trial.from_json(record), row) for record in row["trials"]]
 
     def _close(self) -> None:
         for seat in self._seats:

@@ -36,6 +36,7 @@ class App(click.Group):
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run a command and exit."""
         extra["standalone_mode"] = False
+        extra.setdefault("prog_name", "powersweep")
         try:
             code = super().main(*args, **extra)
         except SweepError as error:

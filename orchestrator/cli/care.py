@@ -14,6 +14,7 @@ from orchestrator.cli.app import Terminal, home, load, print_table, sweep_argume
 from sweeps.errors import ConfigError
 
 FASHION = "fashion-mnist"
+TRAINING = "workflowType=machine_learning"  # MLflow's UI opens on its pages for language-model applications otherwise
 TOKENIZERS = "bytes, a tokenizer.json, or a vocabulary size to train a BPE of"
 
 
@@ -48,11 +49,11 @@ def prepare(sources: Sequence[str], out: Path | None, **settings: object) -> Non
 
 
 def _fetch_fashion_mnist(out: Path | None) -> None:
-    from workloads.data.images import FASHION_FOLDERS, fetch_fashion_mnist
+    from workloads.data.images import fetch_fashion_mnist
 
-    folder = fetch_fashion_mnist(out or Path(FASHION_FOLDERS[0]).expanduser())
+    folder = fetch_fashion_mnist(out or home() / "data" / FASHION)
     click.echo(f"Fashion-MNIST is in {folder}")
-    where = "" if out is None else f", folder: {folder}"
+    where = "" if out is None else f", folder: {folder.absolute()}"
     click.echo(f"Use it: workload: {{name: image, data: {{name: fashion-mnist{where}}}}}")
 
 
@@ -121,11 +122,12 @@ def ui(sweep: str | None, overrides: Sequence[str], port: int, host: str) -> Non
     """Open the curves in MLflow's UI: of the default store, or of the one that SWEEP names."""
     from orchestrator.tracking.client import redact, resolve_uri
 
-    own = None
+    own, experiment = None, None
     if sweep is not None:
         from orchestrator.config import resolve_text
 
-        own = resolve_text(load(sweep, overrides).sweep.tracking.uri, os.environ)
+        asked = load(sweep, overrides).sweep
+        own, experiment = resolve_text(asked.tracking.uri, os.environ), asked.experiment
     uri = resolve_uri(own, home=home(), environ=os.environ)
     if uri.startswith(("http://", "https://")):
         click.echo(f"The curves are on a server: open {redact(uri)}")
@@ -133,7 +135,8 @@ def ui(sweep: str | None, overrides: Sequence[str], port: int, host: str) -> Non
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(f"ui: there are no curves yet in {uri.removeprefix('sqlite:///')}: run a sweep first")
     _check_port(host, port)
-    click.echo(f"MLflow's UI: http://{host}:{port} (Ctrl-C ends it)")
+    page = _page(uri, experiment)
+    click.echo(f"The curves: http://{host}:{port}/#/{page}?{TRAINING} (in ten seconds or so; Ctrl-C ends it)")
     sys.stdout.flush()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     command = [
@@ -150,6 +153,15 @@ def ui(sweep: str | None, overrides: Sequence[str], port: int, host: str) -> Non
     ]
     command += ["--artifacts-destination", (home() / "artifacts").as_uri(), "--workers", "1"]
     os.execv(sys.executable, command)
+
+
+def _page(uri: str, experiment: str | None) -> str:
+    """Return the page of a sweep's runs, or of all experiments. Raises StoreError: the store lacks the sweep's."""
+    if experiment is None:
+        return "experiments"
+    from orchestrator.tracking.client import connect
+
+    return f"experiments/{connect(uri, experiment, home=home(), create=False).experiment_id}/runs"
 
 
 def _check_port(host: str, port: int) -> None:

@@ -56,7 +56,8 @@ def predict(
         print_json({"prediction": asdict(prediction), "status": found.status, "law": found.one_line()})
         return
     click.echo(_line(prediction))
-    click.echo(f"{PLACES.get(prediction.place, prediction.place)}; law {found.status}: {found.one_line()}")
+    click.echo(PLACES.get(prediction.place, prediction.place))
+    click.echo(f"law ({found.status}): {found.one_line()}")
 
 
 def _line(prediction: object) -> str:

@@ -45,7 +45,8 @@ def plan_of(loaded: Loaded, *, home: Path, with_time: bool) -> dict[str, Json]:
         {**_cell(*check), "variant": f"held out, {label}" if label else "held out"} for label, check in checks.items()
     ]
     listed = [trial for some in trials.values() for trial in some]
-    done = _done(sweep, listed, outcomes)
+    checked = sum(_checked(sweep, outcomes))
+    done = _done(sweep, listed, outcomes) + checked
     every = [*cells, *held_out]
     planned: dict[str, Json] = {
         "name": sweep.name,
@@ -67,7 +68,7 @@ def plan_of(loaded: Loaded, *, home: Path, with_time: bool) -> dict[str, Json]:
         "notes": _notes(sweep),
     }
     left = [t for t in listed if not is_done(t, outcomes.get(t.key))]
-    check_trials = [trial for _, trials in checks.values() for trial in trials]
+    check_trials = [trial for _, trials in checks.values() for trial in trials][checked:]
     return {**planned, **time_of(sweep, left, listed, outcomes, with_time=with_time, held_out=check_trials)}
 
 
@@ -117,7 +118,15 @@ def _done(sweep: Sweep, listed: Sequence[Trial], outcomes: Mapping[str, Outcome]
     """Return how many of the plan's trials are done; a search's LRs are not known before, so any of them count."""
     if sweep.search.name == "grid":
         return sum(is_done(trial, outcomes.get(trial.key)) for trial in listed)
-    return min(len(listed), sum(outcome.outcome != "failed" for outcome in outcomes.values()))
+    found = {trial.key for _, ended in by_cell(sweep, outcomes, cells_of(sweep)) for trial, _ in ended}
+    return min(len(listed), len(found))
+
+
+def _checked(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> list[int]:
+    """Return how many trials of each held-out check are done; their LRs are the law's, so any of the target count."""
+    checks = _held_out(sweep)
+    found = by_cell(sweep, outcomes, [bracket.cells[0] for bracket, _ in checks.values()])
+    return [min(len(ended), len(trials)) for (_, ended), (_, trials) in zip(found, checks.values(), strict=True)]
 
 
 def _notes(sweep: Sweep) -> list[str]:
@@ -147,9 +156,16 @@ def status_of(loaded: Loaded, *, home: Path) -> dict[str, Json]:
     store = SweepStore(home, sweep.experiment)
     outcomes = Index.open(store).outcomes()
     live = _live(store)
-    cells = [_cell_status(sweep, cell, found) for cell, found in by_cell(sweep, outcomes)]
+    checks = _held_out(sweep)
+    targets = [bracket.cells[0] for bracket, _ in checks.values()]
+    cells = [_cell_status(sweep, cell, found) for cell, found in by_cell(sweep, outcomes, cells_of(sweep))]
+    for cell, (_, trials) in zip(by_cell(sweep, outcomes, targets), checks.values(), strict=True):
+        target = _cell_status(sweep, *cell)
+        total = max(len(trials), target["done"])
+        cells.append({**target, "label": f"held out: {target['label']}", "trials": total})
     keys = {key for cell in cells for key in cell.pop("keys")}
     planned = sum(len(_first_trials(sweep, bracket)) for bracket in brackets_of(sweep))
+    planned += sum(len(trials) for _, trials in checks.values())
     return {
         "name": sweep.name,
         "trials": max(planned, len(keys), int(live["trials"]) if live else 0),
@@ -162,12 +178,14 @@ def status_of(loaded: Loaded, *, home: Path) -> dict[str, Json]:
     }
 
 
-def by_cell(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> list[tuple[Cell, list[tuple[Trial, Outcome]]]]:
-    """Return every cell with the outcomes that say something of it, whichever LRs they were."""
+def by_cell(
+    sweep: Sweep, outcomes: Mapping[str, Outcome], cells: Sequence[Cell]
+) -> list[tuple[Cell, list[tuple[Trial, Outcome]]]]:
+    """Return each cell with the outcomes that say something of it, whichever LRs they were."""
     ended = [(Trial.from_json(o.trial), o) for o in outcomes.values() if o.trial and o.outcome != "failed"]
     open_ended = is_open_ended(sweep)
     found = []
-    for cell in cells_of(sweep):
+    for cell in cells:
         of_cell = [
             (trial, outcome)
             for trial, outcome in ended

@@ -94,9 +94,10 @@ def _print_plan(planned: Mapping[str, Json]) -> None:
         f"{totals['trials']:,} trials at least, {human(totals['tokens'])} tokens, {human(totals['flops'])} FLOPs; "
         f"{totals['done']:,} done, {totals['trials'] - totals['done']:,} to run"
     )
-    if planned["seconds"] is not None:
+    if planned["seconds"]:
+        at_once = "one row at a time" if planned["rows_at_once"] == 1 else f"{planned['rows_at_once']} rows at once"
         click.echo(
-            f"about {clock(planned['seconds'])} with {planned['rows_at_once']} rows at once "
+            f"about {clock(planned['seconds'])} with {at_once} "
             f"({human(planned['tokens_per_second'])} tokens/s each, {planned['speed_from']})"
         )
     for line in planned["notes"]:

@@ -49,7 +49,7 @@ def time_of(
         listed: all trials of the plan.
         outcomes: of the sweep so far.
         with_time: whether to measure where nothing has ended yet.
-        held_out: trials of the held-out check, which run if anything does.
+        held_out: trials of the held-out check still to run.
     """
     rows = rows_at_once(sweep)
     speeds, origin = _known_speeds(outcomes), "as measured in its ended trials"
@@ -57,7 +57,7 @@ def time_of(
         if not with_time or sweep.variants[0].workload.name == "script":
             return {"seconds": None, "tokens_per_second": None, "rows_at_once": rows, "speed_from": None}
         speeds, origin = measured_speeds(sweep, listed), "measured now"
-    work = [*left, *held_out] if left else []
+    work = [*left, *held_out]
     seconds = sum(_nearest(speeds, _shape(trial)).seconds(trial) for trial in work)
     total = sum(trial.tokens for trial in work)
     typical = total / seconds if seconds else max(speed.tokens_per_second for speed in speeds.values())

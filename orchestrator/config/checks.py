@@ -66,7 +66,10 @@ def check_law(law: LawSpec, axes: Axes, variants: Sequence[Variant]) -> None:
     """Raise ConfigError unless the cells tell the law's exponents apart."""
     points = [(batch, tokens, variant.size.parameters) for batch, tokens in horizons(axes) for variant in variants]
     columns = {"batch_tokens": 0, "tokens": 1, "parameters": 2}
-    chosen = np.log(np.array(points, dtype=float))[:, [columns[name] for name in law.variables]]
+    values = np.array(points, dtype=float)[:, [columns[name] for name in law.variables]]
+    if not values.all():
+        raise ConfigError("law.variables: parameters must be known: the workload says that it has none")
+    chosen = np.log(values)
     design = np.column_stack([np.ones(len(points)), chosen])
     if np.linalg.matrix_rank(design) < design.shape[1]:
         raise ConfigError(

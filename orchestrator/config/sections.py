@@ -114,6 +114,8 @@ def read_resources(node: Json, batches: tuple[int, ...]) -> Resources:
     at_least("resources.gpus", resources.gpus, 0)
     if resources.gpus > 1 and not float(resources.gpus).is_integer():
         raise must("resources.gpus", "a share of one GPU, or whole GPUs", resources.gpus)
+    if resources.cuda_graph and not resources.gpus:
+        raise must("resources.cuda_graph", "false where resources.gpus is 0: a CUDA graph needs a GPU", True)
     positive("resources.concurrent", resources.concurrent)
     positive("resources.checkpoint_seconds", resources.checkpoint_seconds)
     positive("resources.report_seconds", resources.report_seconds)

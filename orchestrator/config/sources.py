@@ -151,7 +151,7 @@ def _line_of(error: yaml.YAMLError) -> str:
     return f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def _problem(error: Exception) -> str:
     context, problem = getattr(error, "context", None), getattr(error, "problem", None)
     return ", ".join(text for text in (context, problem) if text) or one_line(error)
 
@@ -164,7 +164,7 @@ def _override(text: str) -> Tree:
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"override {text!r}: the value is not YAML: {one_line(error)}") from error
+        raise ConfigError(f"override {text!r}: the value is not YAML: {_problem(error)}") from error
     assert isinstance(value, dict)
     return _tidy(value, f"override {text!r}")
 

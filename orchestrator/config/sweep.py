@@ -15,6 +15,7 @@ from orchestrator.config.build import build, class_of, one_line
 from orchestrator.config.coerce import must
 from orchestrator.config.parts import fields_of, part_of
 from orchestrator.config.sources import Tree, read_source
+from orchestrator.store.folders import home
 from sweeps.errors import ConfigError, unknown_name
 from sweeps.schedules import SCHEDULES
 from sweeps.spec import Axes, Json, Part, Size, Sweep, Variant
@@ -24,6 +25,7 @@ from workloads.base import DataError, Facts, Workload
 from workloads.optim import OPTIMIZERS
 
 REQUIRED = ("workload", "optimizer", "schedule", "axes")
+PREPARED = ("fashion-mnist",)  # data sets that `powersweep prepare NAME` fetches
 SECTIONS = (
     *("name", *REQUIRED, "search", "stopping", "law", "validate"),
     *("budget", "resources", "tracking", "reports", "precision"),
@@ -67,6 +69,7 @@ def load_sweep(name: str, overrides: Sequence[str] = (), *, cwd: Path, environ: 
     for key in REQUIRED:
         if tree.get(key) is None:
             raise ConfigError(f"{key}: is required")
+    tree = _with_prepared_data(tree, home(environ))
     sweep = _sweep(tree, source.tree, default_name=source.path.stem, cwd=cwd)
     return Loaded(sweep, source.text, source.path, shlex.join([name, *overrides]))
 
@@ -101,6 +104,21 @@ def _sweep(tree: Tree, written: Tree, *, default_name: str, cwd: Path) -> Sweep:
     )
     checks.check_budget(sweep)
     return sweep
+
+
+def _with_prepared_data(tree: Tree, folder: Path) -> Tree:
+    """Return the tree with the folder of data that `powersweep prepare NAME` put into POWERSWEEP_HOME.
+
+    It is no part of a trial's identity (PLACES), nor of the YAML that is logged.
+    """
+    workload = tree["workload"]
+    data = workload.get("data") if isinstance(workload, dict) else None
+    if not isinstance(data, dict) or data.get("name") not in PREPARED or data.get("folder") is not None:
+        return tree
+    prepared = folder / "data" / str(data["name"])
+    if not prepared.is_dir():
+        return tree
+    return {**tree, "workload": {**workload, "data": {**data, "folder": str(prepared)}}}
 
 
 def _stopping(node: Json) -> tuple[Part, ...]:

@@ -8,6 +8,7 @@
         <tokens>.<fence>.<crc32>.safetensors    the two newest checkpoints
         outcome.json                            how the trial ended
         work.log                                tokens really trained, append-only
+        error.txt                               the tracebacks of its crashes, if there were any
 """
 
 from __future__ import annotations

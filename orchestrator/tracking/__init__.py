@@ -135,6 +135,11 @@ class Tracker:
             for path in files:
                 self._at.client.log_artifact(self._parent(), str(path))
 
+    def describe(self, text: str) -> None:
+        """Show a text (Markdown) as the description of the parent run."""
+        with speaking(self._at.uri):
+            self._at.client.set_tag(self._parent(), "mlflow.note.content", text[:LONGEST_TAG])
+
     def end_parent(self, outcome: str) -> None:
         """End the parent run: "finished", "failed", or another word for a sweep that was stopped."""
         with speaking(self._at.uri):

@@ -37,7 +37,9 @@ def card_of(trial: Mapping[str, Any]) -> Card:
 
 
 def human(count: float) -> str:
-    """Return a count at three digits: 262144 -> 262k."""
+    """Return a count at three digits, below ten thousand all of them: 262144 -> 262k, 1024 -> 1024."""
+    if 1000 <= count < 10_000:
+        return f"{count:.0f}"
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g}{unit}"
@@ -51,11 +53,12 @@ def short_float(value: float) -> str:
 
 
 def _name(trial: Mapping[str, Any]) -> str:
+    """Return what tells trials apart, short: MLflow shows some twenty characters beside a chart."""
     words = []
     if trial.get("lr") is not None:
-        words.append(f"lr {short_float(trial['lr'])}")
+        words.append(f"lr{short_float(trial['lr'])}")
     words += [
-        f"{letter} {human(trial[name])}"
+        f"{letter}{human(trial[name])}"
         for letter, name in (("B", "batch_tokens"), ("T", "tokens"))
         if trial.get(name) is not None
     ]

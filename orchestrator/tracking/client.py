@@ -30,6 +30,7 @@ CALM = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 CREDENTIALS = re.compile(r"://[^/@\s]*@")
+QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\"]+")  # may hold a password too
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ def resolve_uri(uri: str | None, *, home: Path, environ: Mapping[str, str]) -> s
 
 
 def redact(text: object) -> str:
-    """Return the text in one line, with no user or password in its URIs."""
-    return CREDENTIALS.sub("://***@", " ".join(str(text).split()))
+    """Return the text in one line, with no user, password or query in its URIs."""
+    return QUERY.sub(r"\1?***", CREDENTIALS.sub("://***@", " ".join(str(text).split())))
 
 
 def connect(uri: str, experiment: str, *, home: Path, create: bool = True) -> Connection:

@@ -10,7 +10,8 @@ import numpy as np
 
 from sweeps.errors import ReachError
 from sweeps.laws.law import Law
-from sweeps.laws.optimum import ESTIMATORS, SAME, Tried, as_optimum, pooled_curvature, posterior_of, tabulate
+from sweeps.laws.optimum import ESTIMATORS, SAME, Tried, as_optimum, posterior_of, tabulate
+from sweeps.laws.pooled import pooled_curvature
 from sweeps.laws.records import Optimum, Prediction, Verdict
 from sweeps.spec import Result
 
@@ -39,7 +40,8 @@ def check(
     if limit is not None and limit <= predicted.low * (1.0 + SAME):
         reason = f"all seeds diverged at {limit:.3g}, and the law's interval starts at {predicted.low:.3g}"
         return Verdict("rejected", reason, target, predicted, _none("edge low"))
-    tried = tabulate(results)
+    relative = all(bool(cell["optimum"].get("relative", True)) for cell in law.cells)
+    tried = tabulate(results, relative=relative)
     lacking = _lacking(tried)
     if tried is None or lacking is not None:
         observed = _none("too few points", tried)

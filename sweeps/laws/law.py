@@ -13,7 +13,7 @@ from sweeps.errors import ConfigError, FitError, ReachError, unknown_name
 from sweeps.laws import lawfile
 from sweeps.laws.batches import best_batches
 from sweeps.laws.factors import HorizonFactor, PowerFactor
-from sweeps.laws.optimum import pooled_noise, refine
+from sweeps.laws.pooled import pooled_noise, refine
 from sweeps.laws.powerlaw import VARIABLES, PowerLaw, fit
 from sweeps.laws.records import CellOptimum, Prediction, Verdict
 from sweeps.laws.student import two_sided
@@ -46,7 +46,7 @@ class Law:
         recipe: what the law is a law of, with its fingerprint.
         status: one of records.STATUSES.
         validation: the held-out check, as JSON, or None.
-        noise: "seed_sd" (nats; None with one seed) and "misfit_sd" (of ln lr* between cells about the law).
+        noise: "seed_sd" (a share of the loss; None with one seed) and "misfit_sd" (of ln lr* between cells about the law).
         estimator: of the cells' optima.
         confidence: of intervals, unless asked otherwise.
         made_by: "version" and "sweep_key".
@@ -192,6 +192,8 @@ class Law:
     def _point(self, asked: Mapping[str, float | None]) -> dict[str, float]:
         point = {}
         for name, value in asked.items():
+            if self.box[name][1] <= 0.0:
+                continue  # N is not known of any cell: a script need not declare it
             if value is None:
                 if name in self.variables:
                     raise ConfigError(f"{name}: this law depends on it, got None")

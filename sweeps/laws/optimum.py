@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sweeps.errors import unknown_name
 from sweeps.laws.basin import BasinPosterior, Curvature, Noise, Points, Shape, basin_posterior
-from sweeps.laws.records import CellOptimum, Optimum
+from sweeps.laws.records import Optimum
 from sweeps.laws.student import two_sided
 from sweeps.spec import Result
 
@@ -22,9 +22,6 @@ MARGIN = math.log(4.0)  # and its minimum sought this far beyond the LRs tried; 
 SAME = 1e-6  # ln lr closer than this are one LR
 POOLED_DOF = 4.0  # weight of the noise of other cells against a cell's own; noise differs between cells; assumed
 LONE_NOISE = Noise(0.01, 1.0)  # of the loss; one curve an LR and nothing else known: worth one observation; assumed
-CUBIC = 4  # coefficients of a cubic
-LIKE_CELLS = 3  # whose basins together say how curved another may be
-CURVATURE_SPREAD = 0.6  # of the curvature, in its median: it doubles over a 64-fold range of batch on Step Law; assumed
 NOISE_FLOOR = 1e-5  # of the loss; float32 losses are no better
 
 
@@ -64,19 +61,20 @@ def find_optimum(
     noise_sd: float | None = None,
     curvature: Curvature | None = None,
     shape: Shape | None = None,
+    relative: bool = True,
 ) -> Optimum:
     """Return the optimum of one cell, with its interval, or censored with the reason.
 
     Seeds are paired: a seed's offset, the same at all LRs, is removed. Diverged results bracket the optimum and are
     not fitted. `noise_sd` is the noise of other cells (`pooled_noise`), in nats; a cell's own seeds and its scatter
     about the basin are weighed with it. `curvature` and `shape` are those of other cells (`pooled_curvature`,
-    `pooled_shape`); `shape` stands for the estimator's.
+    `pooled_shape`); `shape` stands for the estimator's. `relative` as in `tabulate`.
 
     Raises:
         ConfigError: `estimator` is not in ESTIMATORS.
     """
-    shape = shape or _shape(estimator)
-    tried = tabulate(results)
+    shape = shape or shape_of(estimator)
+    tried = tabulate(results, relative=relative)
     if tried is None:
         return Optimum(None, None, None, None, None, "too few points")
     reason = _censored(tried)
@@ -116,9 +114,7 @@ def posterior_of(
     return basin_posterior(points, noise=noise, support=support, shape=shape, curvature=curvature), used
 
 
-def as_optimum(
-    posterior: BasinPosterior, tried: Tried, used: NDArray[np.intp], *, confidence: float
-) -> Optimum:
+def as_optimum(posterior: BasinPosterior, tried: Tried, used: NDArray[np.intp], *, confidence: float) -> Optimum:
     """Return the record of an interior optimum."""
     log_lr = tried.log_lr[used]
     low, high = posterior.interval(confidence)
@@ -140,8 +136,11 @@ def as_optimum(
     )
 
 
-def tabulate(results: Sequence[Result]) -> Tried | None:
-    """Return the results by LR, or None if no trial gave a loss. Failed trials say nothing."""
+def tabulate(results: Sequence[Result], *, relative: bool = True) -> Tried | None:
+    """Return the results by LR, or None if no trial gave a loss. Failed trials say nothing.
+
+    The height is ln loss where that is wanted (`relative`) and all losses are positive.
+    """
     told = [r for r in results if r.outcome != "failed"]
     if not any(r.loss is not None and r.outcome != "diverged" for r in told):
         return None
@@ -160,7 +159,7 @@ def tabulate(results: Sequence[Result]) -> Tried | None:
     if not np.isfinite(loss).any():
         return None
     means, residuals = _two_way(loss)
-    relative = bool(loss[np.isfinite(loss)].min() > 0.0 and means.min() > 0.0)
+    relative = relative and bool(np.nanmin(loss) > 0.0 and means.min() > 0.0)
     height = means
     if relative:
         height = np.log(means)
@@ -169,87 +168,8 @@ def tabulate(results: Sequence[Result]) -> Tried | None:
     return Tried(log_lr, means, height, count, diverged, residuals, relative)
 
 
-def pooled_noise(cells: Sequence[CellOptimum]) -> float | None:
-    """Return the sd of the loss between paired seeds as a share of it, offsets removed, pooled over cells.
-
-    Each cell counts its LRs within the window of its best only: far off, seeds differ more. With one seed a cell it is
-    the scatter about a cubic in ln lr, by its median over cells; None if no cell has five LRs there.
-    """
-    total, dof = 0.0, 0
-    scatter: list[float] = []
-    for cell in cells:
-        tried = tabulate(cell.results)
-        if tried is None:
-            continue
-        near = np.isfinite(tried.loss) & (np.abs(tried.log_lr - tried.log_lr[tried.best]) <= WINDOW + SAME)
-        residuals = tried.residuals[near]
-        seen = np.isfinite(residuals)
-        own = int(np.count_nonzero(seen)) - len(residuals) - int(np.count_nonzero(seen.any(axis=0))) + 1
-        if own > 0:
-            total, dof = total + float(np.sum(np.square(residuals[seen]))), dof + own
-        elif len(residuals) > CUBIC:
-            scatter.append(_scatter(tried.log_lr[near], tried.height[near]))
-    if dof:
-        return math.sqrt(total / dof)
-    return math.sqrt(float(np.median(scatter))) if scatter else None
-
-
-def pooled_curvature(basins: Sequence[Sequence[float]]) -> Curvature | None:
-    """Return what basins of like cells say of the second derivative of the loss in ln lr; None of fewer than three."""
-    bends = [2.0 * basin[2] for basin in basins if len(basin) > 2 and basin[2] > 0.0]
-    if len(bends) < LIKE_CELLS:
-        return None
-    middle = float(np.median(bends))
-    return Curvature(middle, max(CURVATURE_SPREAD * middle, float(np.std(bends))))
-
-
-def pooled_shape(found: Sequence[tuple[float, float] | None], prior: Shape) -> Shape:
-    """Return what like cells say of the asymmetry of another, from each one's (mean, sd) under the prior.
-
-    Their asymmetries scatter about a common one by prior.sd less prior.common, in squares.
-    """
-    if prior.sd == 0.0 or prior.common == 0.0:
-        return prior
-    scatter = prior.sd**2 - prior.common**2
-    weight, total = prior.common**-2, prior.mean * prior.common**-2
-    for mean, sd in (x for x in found if x is not None):
-        known = sd**-2 - prior.sd**-2  # what the cell's losses add to the prior
-        if known > 0.0:
-            own = (mean * sd**-2 - prior.mean * prior.sd**-2) / known
-            share = 1.0 / (1.0 / known + scatter)
-            weight, total = weight + share, total + share * own
-    return Shape(total / weight, math.sqrt(1.0 / weight + scatter), math.sqrt(1.0 / weight))
-
-
-def refine(
-    cells: Sequence[CellOptimum], *, estimator: str = "asymmetric", confidence: float = 0.95
-) -> tuple[CellOptimum, ...]:
-    """Return the cells, each optimum found again with what all say of noise and curvature."""
-    noise, shape = pooled_noise(cells), _shape(estimator)
-
-    def again(curvature: Curvature | None, shape: Shape) -> tuple[CellOptimum, ...]:
-        def optimum(results: Sequence[Result]) -> Optimum:
-            return find_optimum(
-                results, confidence=confidence, noise_sd=noise, curvature=curvature, shape=shape
-            )
-
-        return tuple(replace(c, optimum=optimum(c.results)) if c.results else c for c in cells)
-
-    first = again(None, shape)
-    curvature = pooled_curvature([c.optimum.basin for c in first])
-    if curvature is None:
-        return first
-    return again(curvature, pooled_shape([c.optimum.asymmetry for c in first], shape))
-
-
-def _scatter(log_lr: Floats, loss: Floats) -> float:
-    """Return the variance about a cubic, scaled so that the median of many is unbiased (Wilson and Hilferty 1931)."""
-    dof = len(loss) - CUBIC
-    residual = loss - np.polynomial.Polynomial.fit(log_lr, loss, CUBIC - 1)(log_lr)
-    return float(np.sum(np.square(residual))) / dof / (1.0 - 2.0 / (9.0 * dof)) ** 3
-
-
-def _shape(estimator: str) -> Shape:
+def shape_of(estimator: str) -> Shape:
+    """Return the prior of an estimator's asymmetry. Raises ConfigError."""
     try:
         return ESTIMATORS[estimator]
     except KeyError:

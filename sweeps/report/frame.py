@@ -29,7 +29,7 @@ def heading(figure: Figure, report: LawReport, *, unit: str) -> None:
         seen = optimum_text(verdict.observed)
         text = f"{verdict.status}: predicted {predicted}, found {seen} at {where}"
         lines.append((text, VERDICT_COLOURS.get(verdict.status, INK)))
-    shown = [(textwrap.fill(text, 112 if i == 0 else 118), colour) for i, (text, colour) in enumerate(lines) if text]
+    shown = [(textwrap.fill(text, 108 if i == 0 else 118), colour) for i, (text, colour) in enumerate(lines) if text]
     height = figure.get_figheight()
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.24 * _line_count(shown) / height))  # type: ignore[call-arg, union-attr]  # of its engine
     y = 1 - 0.1 / height

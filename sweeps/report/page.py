@@ -21,10 +21,10 @@ EXPLAINED = {
 }
 PLACES = {"box": "among the cells fitted", "reach": "extrapolated", "beyond": "beyond the reach"}
 AXES = {"batch_tokens": "B", "tokens": "T", "parameters": "N"}
+STAR = "The star is the optimum found at the held-out target, beside the interval that the law gave for it before."
 CAPTIONS = {
     "law": "Each point is the best LR of one cell with its interval; the lines are the law, solid where cells were "
-    "fitted and dashed where it is extrapolated, with their bands. The star is the optimum found at the held-out "
-    "target, beside the interval that the law gave for it before.",
+    "fitted and dashed where it is extrapolated, with their bands.",
     "basins": "Final loss over LR. Pale points are seeds, dark ones their mean; the line is the fit around the minimum "
     "and the bar the interval of the optimum. A cell whose best LR is at the edge of what was tried is censored: it "
     "has no optimum and takes no part in the fit.",
@@ -55,7 +55,8 @@ def _law(data: ReportData, index: int, report: LawReport, figures: Mapping[str, 
         f'<section class="lead"><p class="badge {status.replace(" ", "-")}">{EXPLAINED[status]}</p>'
         f'<p class="formula">{line}</p>{_convention(report, data.unit)}</section>'
     )
-    shown = {kind: _figure(figures, file_name(kind, index), kind) for kind in CAPTIONS}
+    captions = {**CAPTIONS, "law": f"{CAPTIONS['law']} {STAR}"} if report.verdict is not None else CAPTIONS
+    shown = {kind: _figure(figures, file_name(kind, index), kind, text) for kind, text in captions.items()}
     return (
         f"{heading}{first}{shown['law']}{_usage(report)}{_held_out(report, data.unit)}"
         f"<h3>Cells</h3>{_cells(report.cells, data.unit)}"
@@ -64,13 +65,13 @@ def _law(data: ReportData, index: int, report: LawReport, figures: Mapping[str, 
     )
 
 
-def _figure(figures: Mapping[str, bytes], name: str, kind: str) -> str:
+def _figure(figures: Mapping[str, bytes], name: str, kind: str, caption: str) -> str:
     if name not in figures:
         return ""
     picture = base64.b64encode(figures[name]).decode()
     return (
         f'<figure><img alt="{escape(kind)} figure" src="data:image/png;base64,{picture}">'
-        f"<figcaption>{CAPTIONS[kind]}</figcaption></figure>"
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
@@ -84,9 +85,10 @@ def _convention(report: LawReport, unit: str) -> str:
         for name, (low, high) in law.box.items()
         if low < high
     ]
+    sized = "; N counts parameters without embeddings" if "parameters" in law.variables else ""
     return (
         f'<p class="small">Convention: {escape(law.convention)} ({escape(meaning.get(law.convention, ""))}). '
-        f"B is the batch size and T the length of the run, in {escape(unit)}s; N counts parameters. "
+        f"B is the batch size and T the length of the run, in {escape(unit)}s{sized}. "
         f"Fitted on {escape('; '.join(spans))}. Beyond that it refuses.</p>"
     )
 
@@ -178,7 +180,7 @@ def _cost(data: ReportData) -> str:
         (f"{data.unit}s trained on", count_text(cost.tokens) if cost.tokens else "0"),
         ("of these, a second time after an interruption", f"{cost.tokens_redone:,}"),
         ("FLOPs", f"{cost.flops:.2e}"),
-        ("time", seconds_text(cost.seconds)),
+        ("training time, summed over trials", seconds_text(cost.seconds)),
     ]
     return f"<h3>Cost</h3>{_pairs(rows)}"
 

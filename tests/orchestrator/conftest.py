@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from sweeps.agenda import Agenda
 
 TINY = """
 name: tiny
-workload: {name: quadratic, dimensions: 8, decades: 1.0, noise: 1.0}
+workload: {name: quadratic, dimensions: 128, decades: 1.0, noise: 4.0}
 optimizer: {name: sgd}
 schedule: {name: wsd, cooldown_fraction: 0.2}
 axes:
@@ -48,17 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Heard:
-    """A console that remembers; `on_update` is called at every progress line."""
+    """A console that remembers the lines that stay."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.on_update: Callable[[], None] = lambda: None
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
     def update(self, text: str) -> None:
-        self.on_update()
+        pass
 
 
 class Lab:
@@ -161,7 +161,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("database")
     with closing(Tracker.open(None, home=home, experiment="unused", environ={})):
         pass
-    return home / "mlflow.db"
+    copy = home / "copy.db"
+    with closing(sqlite3.connect(home / "mlflow.db")) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)  # its write-ahead log included
+    return copy
 
 
 def new_lab(folder: Path, database: Path) -> Lab:

@@ -136,6 +136,7 @@ OVERRIDDEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "negative seconds": (["budget.seconds=-1"], ["budget.seconds", "above 0", "-1"]),
     "zero cpus": (["resources.cpus=0"], ["resources.cpus", "above 0", "0"]),
     "one and a half gpus": (["resources.gpus=1.5"], ["resources.gpus", "1.5"]),
+    "a CUDA graph without a gpu": (["resources.cuda_graph=true"], ["resources.cuda_graph", "needs a GPU"]),
     "negative retries": (["resources.retries=-1"], ["resources.retries", "at least 0"]),
     "a first report after the end": (["reports.first_fraction=2"], ["reports.first_fraction", "at most 1", "2"]),
     "a threshold below one": (["stopping=[{name: diverged, above: 0.5}]"], ["stopping[0].above", "0.5"]),

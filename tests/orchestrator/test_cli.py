@@ -19,13 +19,16 @@ from click.testing import CliRunner, Result
 
 from orchestrator.build import build_run
 from orchestrator.cli import main
+from orchestrator.cli.care import _page
 from orchestrator.config import load_sweep
 from orchestrator.store import SweepStore
 from orchestrator.store.lease import Lease
+from orchestrator.tracking.client import connect, resolve_uri
 from sweeps.curves import Curve
+from sweeps.errors import StoreError
 from sweeps.laws.law import Law, fit_law
 from sweeps.laws.records import CellOptimum, Optimum
-from sweeps.plan import brackets_of, grid_lrs, trials_of
+from sweeps.plan import Bracket, brackets_of, grid_lrs, held_out_cell, trials_of
 from sweeps.spec import LawSpec, Sweep
 
 TINY = """
@@ -80,12 +83,15 @@ def loaded_tiny(folder: Path) -> Sweep:
     return load_sweep("tiny.yaml", cwd=folder, environ={}).sweep
 
 
-def train(sweep: Sweep, home: Path, *, brackets: int = 100) -> int:
+def train(sweep: Sweep, home: Path, *, brackets: int = 100, held_out: bool = False) -> int:
     """Train the trials of the first brackets here and now, leave their outcomes in the store, and count them."""
     store = SweepStore(home, sweep.experiment)
     count = 0
-    for bracket in brackets_of(sweep)[:brackets]:
-        for trial in trials_of(sweep, bracket, grid_lrs(sweep)):
+    listed = [(bracket, grid_lrs(sweep)) for bracket in brackets_of(sweep)[:brackets]]
+    if held_out:
+        listed.append((Bracket((held_out_cell(sweep, sweep.variants[0]),)), grid_lrs(sweep)[:3]))
+    for bracket, lrs in listed:
+        for trial in trials_of(sweep, bracket, lrs):
             place = store.trial(trial.key, fence=0)
             resources = asdict(sweep.resources)
             run = build_run(trial, resources=resources, absurd_factor=3.0, folder=place.folder, cwd=Path.cwd())
@@ -211,6 +217,25 @@ def test_status_says_how_far_a_sweep_is(folder: Path) -> None:
     assert found["cells"][0]["best_loss"] < 1
     assert found["cells"][1]["best_lr"] is None
     assert "5/5" in printed("status", "tiny.yaml")
+
+
+def test_plan_and_status_count_the_held_out_check(folder: Path) -> None:
+    check = "validate={tokens: 1024, batch_tokens: 8, seeds: 2}"
+    sweep = load_sweep("tiny.yaml", [check], cwd=folder, environ={}).sweep
+    train(sweep, folder / "home", held_out=True)
+    assert "36 done, 0 to run\n" in printed("plan", "tiny.yaml", check)
+    shown = printed("status", "tiny.yaml", check)
+    assert "36 of 36 trials done" in shown
+    assert "held out: batch 8, tokens 1,024" in shown
+
+
+def test_ui_links_to_the_runs_of_a_sweep(folder: Path, tracking_home: Path) -> None:
+    uri = resolve_uri(None, home=tracking_home, environ={})
+    found = connect(uri, "linked", home=tracking_home).experiment_id
+    assert _page(uri, "linked") == f"experiments/{found}/runs"
+    assert _page(uri, None) == "experiments"
+    with pytest.raises(StoreError, match="no experiment 'never-run'"):
+        _page(uri, "never-run")
 
 
 def test_status_names_who_runs_a_sweep(folder: Path) -> None:

@@ -300,3 +300,20 @@ def test_a_value_becomes_what_its_field_declares(value: object, annotation: obje
 def test_a_value_of_another_type_is_refused(value: object, annotation: object) -> None:
     with pytest.raises(ConfigError, match=r"^x(\.a|\[\d\])?: must be "):
         coerce(value, annotation, "x")
+
+
+def test_fashion_mnist_is_found_where_prepare_puts_it_whatever_the_home(folder: Path) -> None:
+    put = folder / "elsewhere" / "data" / "fashion-mnist"
+    put.mkdir(parents=True)
+    for part, count in (("train", 20), ("t10k", 10)):
+        labels, images = bytes(i % 2 for i in range(count)), bytes(count * 64)
+        sizes = count.to_bytes(4, "big"), (8).to_bytes(4, "big") * 2
+        (put / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes[0] + sizes[1] + images)
+        (put / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[0] + labels)
+    data = "workload={name: image, data: {name: fashion-mnist}}"
+    sweep = load_sweep("tiny.yaml", [data], cwd=folder, environ={"POWERSWEEP_HOME": str(folder / "elsewhere")})
+    part = sweep.sweep.variants[0].workload
+    assert part.fields["data"]["folder"] == str(put)
+    named = load_sweep("tiny.yaml", [f"{data[:-2]}, folder: {put}}}}}"], cwd=folder, environ={}).sweep
+    assert named.variants[0].workload.identity() == part.identity()
+    assert str(put) not in sweep.yaml

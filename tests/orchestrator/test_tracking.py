@@ -222,7 +222,7 @@ def test_settling_twice_is_settling_once_and_a_lost_database_is_written_again(op
         tracker.flush()
         assert runs(tracker) == expected
     run = opened().finished()[KEYS[0]]
-    assert run.name == "lr 1e-3 B 4"
+    assert run.name == "lr1e-3 B4"
     assert run.params == {"lr": "0.001", "batch_tokens": "4", "workload.name": "quadratic", "workload.dim": "3"}
     assert (run.started, run.ended) == (1e9 + 6, 1e9 + 8)
 
@@ -476,7 +476,7 @@ def test_names_and_parameters_are_for_people() -> None:
         "schedule": {"name": "constant", "fields": {}, "source": ""},
     }
     card = card_of(trial)
-    assert card.name == "lr 2e-3 B 1.02k T 262k s0"
+    assert card.name == "lr2e-3 B1024 T262k s0"
     assert card.params == {
         "lr": "0.002",
         "batch_tokens": "1024",
@@ -491,7 +491,7 @@ def test_names_and_parameters_are_for_people() -> None:
         "schedule.name": "constant",
     }
     assert card.tags == {"source.workload": "abc"}
-    assert [human(x) for x in (5, 999, 1048576, 2.5e9, 3e12)] == ["5", "999", "1.05M", "2.5G", "3T"]
+    assert [human(x) for x in (5, 999, 2048, 1048576, 2.5e9, 3e12)] == ["5", "999", "2048", "1.05M", "2.5G", "3T"]
     assert [short_float(x) for x in (1.0, 0.00316, 123.0)] == ["1e0", "3.16e-3", "1.23e2"]
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.agenda import LOSS, Agenda, Outcome, first_trials, grid_chooser
+from sweeps.agenda import LOSS, Agenda, Outcome, first_tokens, first_trials, grid_chooser
 from sweeps.curves import Curve
-from sweeps.spec import Axes, Budget, Part, Range, Search, Seeds, Size, Sweep, Trial, Validation, Variant
+from sweeps.spec import Axes, Budget, LawSpec, Part, Range, Search, Seeds, Size, Sweep, Trial, Validation, Variant
 
 SIZE = Size(
     parameters=100,
@@ -118,6 +118,37 @@ def test_the_budget_bounds_growth() -> None:
     play(agenda, bowl(10.0))
     assert len(agenda.trials) <= 42
     assert agenda.refused
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 20), st.integers(0, 10**6), st.integers(1, 5))
+def test_the_budget_of_tokens_bounds_growth_whatever_the_order(rows: int, seed: int, width: int) -> None:
+    needed = first_tokens(sweep())
+    asked = sweep(budget=Budget(tokens=needed + rows * 2048.0), search=Search(grow=4))
+    one, other = (Agenda(asked, grid_chooser(asked), {}) for _ in range(2))
+    play(one, bowl(10.0), seed=seed, width=width)
+    play(other, bowl(10.0))
+    assert set(one.trials) == set(other.trials)
+    assert needed <= sum(t.tokens for t in one.trials.values()) <= needed + rows * 2048
+    # each of the 4 cells has an equal share, and a step of growth takes both seeds: 2,048 tokens in the shorter cells
+    assert {t.tokens for t in one.trials.values() if t.lr > 0.1} == ({1024} if rows >= 4 else set()) | (
+        {2048} if rows >= 8 else set()
+    )
+    assert any("budget.tokens" in line for line in one.refused)
+
+
+def test_the_least_tokens_are_those_of_the_first_trials() -> None:
+    asked = sweep(validate=Validation(tokens=4096, batch_tokens=16, seeds=3))
+    waiting = Agenda(asked, grid_chooser(asked), {}).waiting()
+    assert first_tokens(asked) == sum(t.tokens for t in waiting) + 3 * 3 * 4096
+
+
+def test_each_law_has_a_held_out_check_of_its_own() -> None:
+    variants = tuple(Variant(Part("quadratic"), Part("sgd", fields={"m": m}), SIZE, {"optimizer.m": m}) for m in (0, 1))
+    asked = sweep(variants=variants, validate=Validation(tokens=4096, batch_tokens=16, seeds=3))
+    profiled = sweep(variants=variants, validate=asked.validate, law=LawSpec(profile_over=("m",)))
+    assert first_trials(asked) - 2 * 40 == 2 * 9
+    assert first_trials(profiled) - 2 * 40 == 9
 
 
 def test_diverged_trials_are_outcomes_and_bracket_from_above() -> None:

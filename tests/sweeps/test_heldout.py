@@ -12,6 +12,7 @@ from sweeps.laws.law import Law
 from sweeps.spec import Result
 
 LR = 1e-3
+LEVEL = 2.3  # nats, of every basin here; basins are of ln loss, noise is a share of the loss
 TARGET = {"batch_tokens": 1024, "tokens": 4e6}
 
 
@@ -28,12 +29,12 @@ def law(half: float = 0.15, seed_sd: float = 0.01) -> Law:
         units={},
         box=axes,
         reach=axes,
-        cells=tuple({"optimum": {"basin": [2.3, 0.0, 0.1]}} for _ in range(9)),
+        cells=tuple({"optimum": {"basin": [math.log(LEVEL), 0.0, 0.1 / LEVEL]}} for _ in range(9)),
         left_out=(),
         recipe={},
         status="fitted",
         validation=None,
-        noise={"seed_sd": seed_sd, "misfit_sd": 0.0},
+        noise={"seed_sd": seed_sd / LEVEL, "misfit_sd": 0.0},
         estimator="asymmetric",
         confidence=0.95,
         made_by={},
@@ -48,7 +49,7 @@ def results(best: float, *, noise=0.01, seeds=3, curvature=0.2, rng=None, lrs=(L
             f"{lr:g}-{s}",
             lr,
             s,
-            float(2.3 + curvature * rise(np.array(math.log(lr / best)), 0.7) + shift[s] + noise * rng.normal()),
+            float(LEVEL + curvature * rise(np.array(math.log(lr / best)), 0.7) + shift[s] + noise * rng.normal()),
             "finished",
         )
         for lr in lrs

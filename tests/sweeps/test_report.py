@@ -18,7 +18,7 @@ from sweeps.curves import Curve
 from sweeps.errors import StoreError
 from sweeps.laws.heldout import check
 from sweeps.laws.law import Law, fit_law
-from sweeps.laws.optimum import refine
+from sweeps.laws.pooled import refine
 from sweeps.laws.records import CellOptimum, Optimum
 from sweeps.report import Cost, LawReport, ReportData, figures, page, write_report
 from sweeps.report.basins import draw_basins
