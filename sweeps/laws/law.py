@@ -46,7 +46,8 @@ class Law:
         recipe: what the law is a law of, with its fingerprint.
         status: one of records.STATUSES.
         validation: the held-out check, as JSON, or None.
-        noise: "seed_sd" (a share of the loss; None with one seed) and "misfit_sd" (of ln lr* between cells about the law).
+        noise: "seed_sd" (a share of the loss; None with one seed) and "misfit_sd" (of ln lr* between cells about the
+            law).
         estimator: of the cells' optima.
         confidence: of intervals, unless asked otherwise.
         made_by: "version" and "sweep_key".
