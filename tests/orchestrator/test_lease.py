@@ -22,15 +22,15 @@ def acquire(folder: Path, **changes: Any) -> Lease:
     return Lease.acquire(folder, holder="powersweep test", **changes)
 
 
-def race(folder: str, start: Any, results: Any) -> None:
+def race(folder: str, together: Any, results: Any) -> None:
     """Try once at the common start, and hold what was won until all have tried."""
-    start.wait()
+    together.wait()
     try:
         lease = acquire(Path(folder))
         results.put(lease.fence)
-        time.sleep(1.0)
     except LeaseError:
         results.put(None)
+    together.wait()
 
 
 def test_a_second_driver_is_told_who_holds_the_sweep(tmp_path: Path) -> None:
@@ -58,12 +58,10 @@ def test_a_released_lease_goes_to_the_next_driver_under_a_higher_number(tmp_path
 def test_exactly_one_of_many_racing_drivers_wins(tmp_path: Path) -> None:
     acquire(tmp_path).release()
     spawn = multiprocessing.get_context("spawn")
-    start, results = spawn.Event(), spawn.Queue()
-    racers = [spawn.Process(target=race, args=(str(tmp_path), start, results)) for _ in range(3)]
+    together, results = spawn.Barrier(3), spawn.Queue()
+    racers = [spawn.Process(target=race, args=(str(tmp_path), together, results)) for _ in range(3)]
     for racer in racers:
         racer.start()
-    time.sleep(0.5)
-    start.set()
     won = [results.get(timeout=30) for _ in racers]
     for racer in racers:
         racer.join()
