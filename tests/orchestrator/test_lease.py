@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,15 +21,20 @@ def acquire(folder: Path, **changes: Any) -> Lease:
     return Lease.acquire(folder, holder="powersweep test", **changes)
 
 
-def race(folder: str, together: Any, results: Any) -> None:
-    """Try once at the common start, and hold what was won until all have tried."""
-    together.wait()
-    try:
-        lease = acquire(Path(folder))
-        results.put(lease.fence)
-    except LeaseError:
-        results.put(None)
-    together.wait()
+RACER = """
+import sys
+from pathlib import Path
+from orchestrator.store.lease import Lease
+from sweeps.errors import LeaseError
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    lease = Lease.acquire(Path(sys.argv[1]), holder="racer")
+    print(lease.fence, flush=True)
+except LeaseError:
+    print(0, flush=True)
+sys.stdin.readline()  # holds what it won until all have tried
+"""
 
 
 def test_a_second_driver_is_told_who_holds_the_sweep(tmp_path: Path) -> None:
@@ -57,15 +61,23 @@ def test_a_released_lease_goes_to_the_next_driver_under_a_higher_number(tmp_path
 
 def test_exactly_one_of_many_racing_drivers_wins(tmp_path: Path) -> None:
     acquire(tmp_path).release()
-    spawn = multiprocessing.get_context("spawn")
-    together, results = spawn.Barrier(3), spawn.Queue()
-    racers = [spawn.Process(target=race, args=(str(tmp_path), together, results)) for _ in range(3)]
+    command = [sys.executable, "-c", RACER, str(tmp_path)]
+    racers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(3)
+    ]
+
+    def each(say: str | None) -> list[str]:
+        """Tell all racers at once, then hear all of them."""
+        for racer in racers:
+            if say is not None:
+                racer.stdin.write(say)  # type: ignore[union-attr]
+        return [racer.stdout.readline().strip() for racer in racers]  # type: ignore[union-attr]
+
+    assert each(None) == ["ready"] * 3
+    won = each("go\n")
     for racer in racers:
-        racer.start()
-    won = [results.get(timeout=30) for _ in racers]
-    for racer in racers:
-        racer.join()
-    assert sorted(fence or 0 for fence in won) == [0, 0, 2]
+        racer.communicate("end\n")
+    assert sorted(won) == ["0", "0", "2"]
 
 
 def test_a_killed_driver_is_succeeded_at_once(tmp_path: Path) -> None:
