@@ -1,4 +1,4 @@
-"""Tokens/s of one language model of 9 million parameters on one CUDA device (goal P2, one run alone).
+"""Tokens/s of one language model of 9 million parameters on one CUDA device, one run alone.
 
 `gpt` of width 256, depth 6, 4 heads, context 256, a BPE vocabulary of 8,192 learnt from the default corpus; batches of
 32 sequences, bfloat16 autocast over float32 weights, fused AdamW. Four ways of one training step: eager; forward and

@@ -1,4 +1,4 @@
-"""What one trial costs beyond its training: ours against stock Ray Tune, side by side in one run (goal P1).
+"""What one trial costs beyond its training: ours against stock Ray Tune, side by side in one run.
 
 (a) our Tune part (rows, store, outcomes, agenda; nothing tracked) against stock Tune with `reuse_actors`, no loggers;
 (b) all of ours, with MLflow on SQLite, against the same stock with `MLflowLoggerCallback` on SQLite.
