@@ -135,7 +135,7 @@ def _cells(cells: Sequence[CellOptimum], unit: str) -> str:
     sizes = len({cell.parameters for cell in cells}) > 1
     further = sorted({name for cell in cells for name in cell.values})
     names = ["batch", f"{unit}s", *(["parameters"] if sizes else []), *further]
-    names += ["lr*", "interval", "loss there", "trials", "seeds", "noise sd", "censored"]
+    names += ["lr*", "interval", "loss there", "trials", "seeds", "noise sd / loss", "censored"]
     rows = []
     for cell in sorted(cells, key=lambda c: (c.parameters, c.batch_tokens, c.tokens, c.key)):
         o = cell.optimum

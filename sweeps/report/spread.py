@@ -108,7 +108,7 @@ def _widths(axes: Axes, report: LawReport, looks: dict[float, Series]) -> None:
 
 
 def _noise(axes: Axes, report: LawReport, looks: dict[float, Series]) -> None:
-    axes.set_title("sd between seeds, as a share of the loss")
+    axes.set_title("sd between seeds / loss")
     reached = [0.0]
     for cell in report.cells:
         noise, look = cell.optimum.noise_sd, looks[cell.batch_tokens]
