@@ -106,7 +106,7 @@ class _Session:
             driver = self._train()
             if not self._agenda.complete:
                 return self._stopped(driver)
-        return self._report(driver, done_before, time.monotonic() - started)
+        return self._report(driver, time.monotonic() - started)
 
     def _settle(self) -> None:
         """Bring the tracker to the truth of the outcomes: whatever a driver before this one left undone."""
@@ -174,7 +174,8 @@ class _Session:
         lines += [f"  {self._store.trials / key / ERROR_FILE}" for key in list(failed)[:1]]
         return lines
 
-    def _report(self, driver: Driver | None, done_before: int, seconds: float) -> Ended:
+    def _report(self, driver: Driver | None, seconds: float) -> Ended:
+        self._tracker.flush()
         if self._findings is None:
             self._findings = study(self._sweep, of_agenda(self._agenda))
         findings = with_checks(self._sweep, self._findings, self._agenda.outcomes)
