@@ -16,7 +16,7 @@ LONGER: set[str] = set()  # files over the limit, each a decision
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_file_is_longer_than_a_sitting(package: str) -> None:
+def test_no_file_is_longer_than_its_limit(package: str) -> None:
     long = {
         str(path.relative_to(ROOT))
         for path in (ROOT / package).rglob("*.py")
