@@ -9,8 +9,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from orchestrator.config.build import object_of
+from orchestrator.store import SCRIPT_FOLDER
+from sweeps.agenda import Target
+from sweeps.curves import Curve
 from sweeps.schedules import SCHEDULES, learning_rate
-from sweeps.spec import Trial
+from sweeps.spec import Part, Trial
 from workloads import WORKLOADS
 from workloads.base import JsonDict, Point, stable_seed
 from workloads.optim import OPTIMIZERS
@@ -28,6 +31,9 @@ class AnyRun(Protocol):
     def reason(self) -> str: ...
 
     @property
+    def exceeded(self) -> float | None: ...
+
+    @property
     def points(self) -> list[Point]: ...
 
     @property
@@ -42,7 +48,7 @@ class AnyRun(Protocol):
     def close(self) -> None: ...
 
 
-def build_run(trial: Trial, *, resources: Mapping[str, Any], absurd_factor: float, folder: Path, cwd: Path) -> AnyRun:
+def build_run(trial: Trial, *, resources: Mapping[str, Any], folder: Path, cwd: Path) -> AnyRun:
     """Return the run of a trial, on the device its row has.
 
     All LRs and token counts of a (seed, batch) share initialisation and data order; batches do not, so that cells at
@@ -51,7 +57,6 @@ def build_run(trial: Trial, *, resources: Mapping[str, Any], absurd_factor: floa
     Args:
         trial: what to train.
         resources: the fields of spec.Resources.
-        absurd_factor: a loss above this many times the first ends the run as diverged.
         folder: of the trial in the store; a user's own script keeps its checkpoints there.
         cwd: where the sweep was started: a class named by its path is found from there.
     """
@@ -67,7 +72,8 @@ def build_run(trial: Trial, *, resources: Mapping[str, Any], absurd_factor: floa
         marks=trial.marks,
         seed=stable_seed("run", trial.seed, trial.batch_tokens),
         precision=trial.precision,
-        absurd_factor=absurd_factor,
+        asides=frozenset(trial.asides),
+        absurd_factor=trial.absurd_factor,
         micro_batch_tokens=resources["micro_batch_tokens"],
         device="cuda" if resources["gpus"] else "cpu",
         compile=resources["compile"],
@@ -75,5 +81,24 @@ def build_run(trial: Trial, *, resources: Mapping[str, Any], absurd_factor: floa
     )
     if isinstance(workload, Script):
         schedule_fields = {"name": trial.schedule.name, **trial.schedule.fields}
-        return ScriptRun(spec, folder=folder / "script", schedule=schedule_fields)
+        return ScriptRun(spec, folder=folder / SCRIPT_FOLDER, schedule=schedule_fields)
     return Run(spec)
+
+
+def target_of(workload: Part, curve: Curve, *, cwd: Path) -> Target | None:
+    """Return the target of a workload and the tokens at which a curve first reached it; None where it has no target.
+
+    It is told from the curve, as a target may change and trains nothing anew.
+    """
+    made = object_of(WORKLOADS, workload, "workload", cwd=cwd)
+    value = None if isinstance(made, Script) else made.validation_target_value
+    if value is None:
+        return None
+    metric = f"validation/{made.target_metric_name}"
+    reached = None
+    for i, tokens in enumerate(curve.tokens.tolist()):
+        seen = {name: float(column[i]) for name, column in curve.metrics.items() if column[i] == column[i]}
+        if metric in seen and made.has_reached_validation_target(seen):
+            reached = int(tokens)
+            break
+    return Target(metric, float(value), reached)

@@ -15,7 +15,7 @@ from orchestrator.store import SweepStore
 from orchestrator.store.index import outcome_of
 from orchestrator.store.lease import check_fence
 from orchestrator.tracking import Tracker
-from orchestrator.tracking.card import card_of
+from orchestrator.tracking.card import card_of, outcome_tags
 from sweeps.agenda import Agenda, Outcome
 from sweeps.curves import Curve
 from sweeps.errors import LeaseError, StoreError
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 ERROR_FILE = "error.txt"  # in a trial's folder: the tracebacks of its crashes
 HOPELESS_FAILURES = 3  # trials that fail before any ends well: the others would as well; a choice
+OUT_OF_TIME = "budget.seconds"  # how `Driver.stopping` begins then
 LOOK_SECONDS = 1.0  # between two looks at who holds the lease
 
 
@@ -68,6 +69,7 @@ class Driver:
         self._progress = progress
         self._after: Callable[[], Sequence[Trial]] | None = after
         self._begun: set[str] = set()
+        self._ended: set[str] = set()
         self._started = self._looked = time.monotonic()
 
     # -- asked by the searcher ------------------------------------------------------------------------------------
@@ -97,13 +99,11 @@ class Driver:
         return self.error is not None or self.stopping is not None or (self.agenda.complete and self._after is None)
 
     def _row(self, trials: Sequence[Trial]) -> dict[str, Any]:
-        absurd = next((part.fields["above"] for part in self.sweep.stopping if part.name == "diverged"), 3.0)
         return {
             "trials": [trial.to_json() for trial in trials],
             "folder": str(self._store.folder),
             "fence": self._fence,
             "resources": asdict(self.sweep.resources),
-            "absurd_factor": absurd,
             "cwd": str(Path.cwd()),
         }
 
@@ -136,7 +136,7 @@ class Driver:
             for key in keys:
                 self.tally.failed[key] = why
                 self._begin(key)
-                self._tracker.end(key, "failed", {"reason": why[:500]})
+                self._end(key, "failed", {"reason": why[:500]})
                 self.agenda.end(Outcome(key=key, outcome="failed", tokens=0, curve=Curve(), reason=why))
             if len(self.tally.failed) >= HOPELESS_FAILURES and not self.tally.finished + self.tally.diverged:
                 self.stop(f"the first {len(self.tally.failed)} trials all failed")
@@ -167,11 +167,11 @@ class Driver:
         self._progress.saw(key, message)
         if message["status"] == "paused":
             self.tally.paused += 1
-            self._tracker.end(key, "paused", {})
+            self._end(key, "paused")
         elif message["outcome"] is not None:
             outcome = outcome_of(message["outcome"])
             self._tracker.log(key, points_of(outcome))
-            self._tracker.end(key, outcome.outcome, {"reason": outcome.reason} if outcome.reason else {})
+            self._end(key, outcome.outcome, outcome_tags(outcome))
             self.tally.finished += outcome.outcome == "finished"
             self.tally.diverged += outcome.outcome == "diverged"
             self.agenda.end(outcome)
@@ -183,12 +183,22 @@ class Driver:
             card = card_of(trial.to_json())
             self._tracker.begin(key, card.name, card.params, card.tags)
 
+    def _end(self, key: str, outcome: str, tags: Mapping[str, str] | None = None) -> None:
+        self._ended.add(key)
+        self._tracker.end(key, outcome, tags or {})
+
+    def end_begun(self) -> None:
+        """Pause what has begun and has not said how it ended: a row that opened no seats, or was stopped at once."""
+        if not isinstance(self.error, LeaseError):
+            for key in sorted(self._begun - self._ended):
+                self._end(key, "paused")
+
     def _watch(self) -> None:
         """Stop when asked to, or when the time is used up. Raises FencedError if another driver has taken over."""
         now = time.monotonic()
         seconds = self.sweep.budget.seconds
         if seconds is not None and now - self._started > seconds:
-            self.stop(f"budget.seconds, {seconds:g}, is used up")
+            self.stop(f"{OUT_OF_TIME}, {seconds:g}, is used up")
         if self._store.stop_requested():
             self.stop("asked to stop")
         if now - self._looked > LOOK_SECONDS:

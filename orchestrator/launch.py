@@ -8,33 +8,42 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from orchestrator.config import Loaded
-from orchestrator.driver import ERROR_FILE, Driver
+from orchestrator.build import target_of
+from orchestrator.config import Loaded, resolve_text
+from orchestrator.config.checks import lacking
+from orchestrator.config.parts import changed_sources
+from orchestrator.driver import ERROR_FILE, OUT_OF_TIME, Driver
 from orchestrator.progress import Console, Progress, clock, human
-from orchestrator.report import write_findings
+from orchestrator.report import reached_lines, targets_of, write_findings
 from orchestrator.results import Findings, held_out_trials, of_agenda, open_tracker, study, with_checks
 from orchestrator.search import chooser_of
 from orchestrator.store import SweepStore
-from orchestrator.store.index import Index
+from orchestrator.store.index import Index, outcome_of
 from orchestrator.store.lease import Lease
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import Tracker, resolve_uri
+from orchestrator.tracking.client import check
 from sweeps.agenda import Agenda, Outcome, first_trials, is_done
 from sweeps.errors import ConfigError, LeaseError, StoreError, SweepError
 from sweeps.plan import price
-from sweeps.spec import Sweep, Trial
+from sweeps.spec import Json, Sweep, Trial
 
 log = logging.getLogger(__name__)
 
 SHOWN_FAILURES = 5
+STOPPED = 130  # exit code: interrupted, or asked to stop
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code and what is to be said."""
+    """How a command ended, and what is to be said.
+
+    `exit_code`: 0 the sweep is done; 1 trials failed, a law was refused, or the time was used up; 130 interrupted or
+    stopped. What has ended is there in all cases.
+    """
 
     exit_code: int
     lines: tuple[str, ...]
@@ -46,7 +55,7 @@ def run(loaded: Loaded, *, home: Path, environ: Mapping[str, str], console: Cons
     """Run what is missing of a sweep, then fit, check and report its law.
 
     Raises:
-        ConfigError: the budget is too small for the plan.
+        ConfigError: the budget is too small for the plan, or this machine for one row.
         StoreError: the store or the tracking server cannot be used.
         LeaseError: another driver runs this sweep.
     """
@@ -56,6 +65,8 @@ def run(loaded: Loaded, *, home: Path, environ: Mapping[str, str], console: Cons
         raise ConfigError(f"budget.trials: the plan needs at least {least} trials, got {sweep.budget.trials}")
     store = SweepStore(home, sweep.experiment)
     store.check_writable()
+    uri = None if sweep.tracking.uri is None else resolve_text(sweep.tracking.uri, environ)
+    check(resolve_uri(uri, home=home, environ=environ))
     with ExitStack() as stack:
         lease = Lease.acquire(store.folder, holder="powersweep run")
         stack.callback(lease.release)
@@ -75,14 +86,38 @@ class _Session:
         self._fence = fence
         self._console = console
         self._findings: Findings | None = None
+        self._unwritten: dict[str, str] = {}  # trial key -> why MLflow never takes it
         store.clear_stop()
         self._outcomes = Index.open(store).outcomes()
-        self._agenda = Agenda(
-            self._sweep, chooser_of(self._sweep, journal=store.folder / "optuna.journal"), self._outcomes
-        )
+        self._agenda = self._plan()
+
+    def _plan(self) -> Agenda:
+        """Return the agenda, with the held-out check if all else is done; what the store lost is taken from MLflow."""
+        chooser = chooser_of(self._sweep, journal=self._store.folder / "optuna.journal")
+        while True:
+            agenda = Agenda(self._sweep, chooser, self._outcomes)
+            if agenda.complete:
+                agenda.add(self._after(agenda))
+            lost = [trial for trial in agenda.waiting() if trial.key not in self._outcomes]
+            records = self._tracker.ended(lost) if lost else []
+            for record in records:
+                self._take(agenda.trials[record["key"]], record)
+            if not records:
+                return agenda
+            self._console.say(f"{_counted(len(records), 'trial')} taken from MLflow: the store had lost them.")
+
+    def _take(self, trial: Trial, record: dict[str, Json]) -> None:
+        """Write the outcome file of a trial as it would be, had the store not lost it."""
+        target = target_of(trial.workload, outcome_of(record).curve, cwd=Path.cwd())
+        record["target"] = None if target is None else asdict(target)
+        self._store.trial(trial.key, fence=self._fence).write_outcome(record)
+        self._outcomes[trial.key] = outcome_of(record)
 
     def run(self) -> Ended:
         """Train, fit, check, report."""
+        missing = None if self._agenda.complete else lacking(self._sweep.resources)
+        if missing is not None:
+            raise ConfigError(missing)
         self._tracker.parent(self._sweep.name, sweep_key=self._sweep.key, params=_parent_params(self._sweep))
         try:
             return self._work()
@@ -96,10 +131,14 @@ class _Session:
 
     def _work(self) -> Ended:
         started = time.monotonic()
-        done_before = sum(1 for t in self._agenda.trials if t in self._outcomes)
-        self._settle()
-        if self._agenda.complete:
-            self._agenda.add(self._after())
+        done_before = sum(is_done(trial, self._outcome(key)) for key, trial in self._agenda.trials.items())
+        self._tracker.settle(self._outcomes)  # whatever a driver before this one left undone
+        self._flush()
+        ran = [
+            (trial, self._outcomes[key].trial) for key, trial in self._agenda.trials.items() if key in self._outcomes
+        ]
+        for warning in changed_sources(ran):
+            self._console.say(f"warning: {warning}")
         driver = None
         if not self._agenda.complete:
             self._announce(done_before)
@@ -108,10 +147,9 @@ class _Session:
                 return self._stopped(driver)
         return self._report(driver, time.monotonic() - started)
 
-    def _settle(self) -> None:
-        """Bring the tracker to the truth of the outcomes: whatever a driver before this one left undone."""
-        self._tracker.settle(self._outcomes)
-        self._tracker.flush()
+    def _flush(self) -> None:
+        """Wait for the tracker; what it never takes is told at the end, and stops nothing."""
+        self._unwritten.update(self._tracker.flush())
 
     def _announce(self, done_before: int) -> None:
         waiting = self._agenda.waiting()
@@ -134,34 +172,50 @@ class _Session:
             tracker=self._tracker,
             fence=self._fence,
             progress=progress,
-            after=self._after,
+            after=lambda: self._after(self._agenda),
         )
         try:
             with _interruptible(driver, self._console), cluster(self._sweep.resources):
                 run_rows(driver)
         finally:
             progress.end()
+            driver.end_begun()
         if driver.error is not None:
             raise driver.error if isinstance(driver.error, SweepError) else RuntimeError(str(driver.error))
         driver.check_if_complete()
         return driver
 
-    def _after(self) -> Sequence[Trial]:
+    def _after(self, agenda: Agenda) -> Sequence[Trial]:
         """Fit the laws and return the trials of their held-out checks."""
-        self._findings = study(self._sweep, of_agenda(self._agenda))
+        self._findings = study(self._sweep, of_agenda(agenda))
         return held_out_trials(self._sweep, self._findings)
 
     def _stopped(self, driver: Driver) -> Ended:
-        self._tracker.flush()
+        """End a sweep that is not done; where its time was used up, with the law of the cells that are."""
+        self._flush()
+        waiting = sum(not is_done(trial, self._outcome(key)) for key, trial in self._agenda.trials.items())
+        stopped = f"Stopped ({driver.stopping}): {waiting} trials are not finished, their state is saved."
+        findings, paths = None, []
+        if driver.stopping is not None and driver.stopping.startswith(OUT_OF_TIME):
+            cells = [(c, self._agenda.results(c) if self._agenda.is_complete(c) else []) for c in self._agenda.cells]
+            findings = study(self._sweep, cells)
+            self._agenda.refused.append(stopped)  # a remark of the report
+            paths = self._write(findings)
         self._tracker.end_parent("stopped")
-        waiting = sum(1 for key, trial in self._agenda.trials.items() if not is_done(trial, self._outcome(key)))
-        lines = [
-            *self._failed_lines(driver),
-            f"Stopped ({driver.stopping}): {waiting} trials are not finished, their state is saved.",
-            f"To go on: powersweep run {self._loaded.name}",
-        ]
-        failed = 1 if driver.tally.failed else 0
-        return Ended(130 if driver.stopping == "interrupted" else failed, tuple(lines))
+        lines = [*self._failed_lines(driver), stopped, f"To go on: powersweep run {self._loaded.name}"]
+        lines += [] if findings is None else findings.lines()
+        lines += self._unwritten_lines()
+        asked = driver.stopping in ("interrupted", "asked to stop")
+        return Ended(STOPPED if asked else 1, tuple(lines), findings, tuple(paths))
+
+    def _write(self, findings: Findings) -> list[Path]:
+        return write_findings(self._loaded, findings, agenda=self._agenda, store=self._store, tracker=self._tracker)
+
+    def _unwritten_lines(self) -> list[str]:
+        if not self._unwritten:
+            return []
+        why = next(iter(self._unwritten.values()))
+        return [f"warning: MLflow does not take {_counted(len(self._unwritten), 'trial')} ({why}); the law has them"]
 
     def _outcome(self, key: str) -> Outcome | None:
         return self._agenda.outcomes.get(key)
@@ -175,12 +229,12 @@ class _Session:
         return lines
 
     def _report(self, driver: Driver | None, seconds: float) -> Ended:
-        self._tracker.flush()
+        self._flush()
         if self._findings is None:
             self._findings = study(self._sweep, of_agenda(self._agenda))
         findings = with_checks(self._sweep, self._findings, self._agenda.outcomes)
         failed = driver is not None and bool(driver.tally.failed)
-        paths = write_findings(self._loaded, findings, agenda=self._agenda, store=self._store, tracker=self._tracker)
+        paths = self._write(findings)
         self._tracker.end_parent("failed" if failed else "finished")
         lines = []
         if driver is None:
@@ -191,7 +245,12 @@ class _Session:
             ended = _counted(tally.finished + tally.diverged, "trial")
             crashes = f", {_counted(tally.crashes, 'crash')} retried from the checkpoint" if tally.crashes else ""
             lines.append(f"{ended} ended{diverged}{crashes}, {clock(seconds)}.")
-        lines += [*self._failed_lines(driver), *findings.lines()]
+        lines += [
+            *reached_lines(self._sweep, targets_of(self._agenda).values()),
+            *self._failed_lines(driver),
+            *findings.lines(),
+        ]
+        lines += self._unwritten_lines()
         refused = all(law is None for law in findings.laws.values())
         return Ended(1 if failed or refused else 0, tuple(lines), findings, tuple(paths))
 

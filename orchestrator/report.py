@@ -1,21 +1,44 @@
-"""The files of a sweep's findings (law, curves, figures, page), in its folder and on its parent run."""
+"""The files of a sweep's findings (law, curves, figures, page), in its folder and on its parent run.
+
+They lie in the folder of the sweep's experiment; where that bears another name than the sweep, in
+`findings/<sweep>/` there, as several sweeps may share an experiment.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from orchestrator.build import target_of
 from orchestrator.config import Loaded
 from orchestrator.results import Findings, agenda_of, fit, held_out_trials, law_files
 from orchestrator.store import SweepStore
 from orchestrator.tracking import Tracker
 from sweeps import __version__
-from sweeps.agenda import Agenda
+from sweeps.agenda import Agenda, Target
 from sweeps.curves import Scalar, write_parquet
 from sweeps.report import Cost, LawReport, ReportData, write_report
 from sweeps.spec import Sweep, content_key
 
-STAMP_FILE = "report.stamp"  # what the report was made from: it is not made twice from the same
+STAMP_FILE = "report.stamp"  # what the report was made from, and its files: it is not made twice from the same
+SHARED = "findings"  # in the folder of an experiment: the findings of sweeps of other names
+
+
+def findings_folder(sweep: Sweep, store: SweepStore) -> Path:
+    """Return where the files of a sweep's findings are."""
+    return store.folder if sweep.name == sweep.experiment else store.folder / SHARED / sweep.name
+
+
+def law_paths(name: str, sweeps: Path) -> list[Path]:
+    """Return the laws of all sweeps of this name, by file, in the folder of all experiments."""
+    folders = [sweeps / name, *(shared / name for shared in sorted(sweeps.glob(f"*/{SHARED}")))]
+    return [path for folder in folders for path in sorted(folder.glob("law*.json"))]
+
+
+def fitted_sweeps(sweeps: Path) -> set[str]:
+    """Return the names of all sweeps that have a law, in the folder of all experiments."""
+    return {path.parent.name for way in ("*", f"*/{SHARED}/*") for path in sweeps.glob(f"{way}/law*.json")}
 
 
 def write_findings(
@@ -30,28 +53,45 @@ def write_findings(
         store: its folder.
         tracker: gets the files as artifacts of the parent run; None: the folder alone.
     """
-    folder = store.folder / "report"
+    folder = findings_folder(loaded.sweep, store)
     stamp = _stamp(loaded, findings, agenda, tracker)
-    stamp_file = store.folder / STAMP_FILE
+    kept = _made_before(folder, stamp)
+    if kept:
+        return kept
+    (folder / STAMP_FILE).unlink(missing_ok=True)
     names = law_files(findings)
-    laws = [store.folder / names[label] for label, law in findings.laws.items() if law is not None]
-    if stamp_file.exists() and stamp_file.read_text() == stamp:
-        return [*laws, *sorted(folder.iterdir())]
-    stamp_file.unlink(missing_ok=True)
-    for label, law in findings.laws.items():
-        if law is not None:
-            law.save(store.folder / names[label])
-        else:
-            (store.folder / names[label]).unlink(missing_ok=True)
-    curves = store.folder / "curves.parquet"
+    laws = {folder / names[label]: law for label, law in findings.laws.items() if law is not None}
+    for old in set(folder.glob("law*.json")) - laws.keys():  # of axes the sweep had before
+        old.unlink()
+    for path, law in laws.items():
+        law.save(path)
+    curves = folder / "curves.parquet"
     used = {key: agenda.outcomes[key].curve for key in agenda.trials if key in agenda.outcomes}
-    write_parquet(curves, used, about={key: _about(agenda, key) for key in used})
-    paths = [*laws, *write_report(folder, _report_data(loaded, findings, agenda, store, tracker))]
+    targets = targets_of(agenda)
+    write_parquet(curves, used, about={key: _about(agenda, key, targets.get(key)) for key in used})
+    pages = write_report(folder / "report", _report_data(loaded, findings, agenda, store, tracker))
+    for old in set((folder / "report").glob("*-[0-9]*.png")) - set(pages):
+        old.unlink()
+    paths = [*laws, *pages]
     if tracker is not None:
         tracker.log_report([*paths, curves])
         tracker.describe("\n\n".join(f"`{line}`" for line in findings.lines()))  # code: a * is no emphasis then
-    stamp_file.write_text(stamp)
-    return [*paths, curves]
+    files = [*paths, curves]
+    stamped = {"made_from": stamp, "files": [str(path.relative_to(folder)) for path in files]}
+    (folder / STAMP_FILE).write_text(json.dumps(stamped))
+    return files
+
+
+def _made_before(folder: Path, stamp: str) -> list[Path]:
+    """Return the files of a report made from the same, [] unless all of them are there."""
+    try:
+        stamped = json.loads((folder / STAMP_FILE).read_text())
+    except (OSError, ValueError):
+        return []
+    if not isinstance(stamped, dict) or stamped["made_from"] != stamp:
+        return []
+    files = [folder / name for name in stamped["files"]]
+    return files if all(path.exists() for path in files) else []
 
 
 def write_folder(loaded: Loaded, *, home: Path, environ: Mapping[str, str]) -> list[Path]:
@@ -60,7 +100,7 @@ def write_folder(loaded: Loaded, *, home: Path, environ: Mapping[str, str]) -> l
     findings = fit(loaded, home=home, environ=environ)
     agenda = agenda_of(loaded, store)
     agenda.add(held_out_trials(loaded.sweep, findings))
-    (store.folder / STAMP_FILE).unlink(missing_ok=True)
+    (findings_folder(loaded.sweep, store) / STAMP_FILE).unlink(missing_ok=True)
     return write_findings(loaded, findings, agenda=agenda, store=store, tracker=None)
 
 
@@ -72,12 +112,37 @@ def _stamp(loaded: Loaded, findings: Findings, agenda: Agenda, tracker: Tracker 
             loaded.yaml,
             {label: None if law is None else law.to_json() for label, law in findings.laws.items()},
             sorted((key, o.outcome, o.tokens, o.seconds) for key, o in agenda.outcomes.items()),
-            None if tracker is None else [tracker.uri, tracker.experiment_id],
+            None if tracker is None else [tracker.uri, tracker.experiment_id, tracker.parent_id],
         ]
     )
 
 
-def _about(agenda: Agenda, key: str) -> dict[str, Scalar]:
+def targets_of(agenda: Agenda) -> dict[str, Target]:
+    """Return the target of every trial that ended, by key, those without one left out."""
+    found = {
+        key: target_of(trial.workload, agenda.outcomes[key].curve, cwd=Path.cwd())
+        for key, trial in agenda.trials.items()
+        if key in agenda.outcomes and agenda.outcomes[key].outcome != "failed"
+    }
+    return {key: target for key, target in found.items() if target is not None}
+
+
+def reached_lines(sweep: Sweep, targets: Iterable[Target]) -> list[str]:
+    """Return how many trials reached their workload's target, and the first of them; [] where there is no target."""
+    reached: dict[tuple[str, float], list[int | None]] = {}
+    for target in targets:
+        reached.setdefault((target.metric, target.value), []).append(target.reached_tokens)
+    lines = []
+    for (metric, value), tokens in sorted(reached.items()):
+        found = [count for count in tokens if count is not None]
+        count = f"{len(found):,}" if found else "none"
+        line = f"{count} of {len(tokens):,} trials reached the target ({metric} {value:g})"
+        first = f", the first after {min(found):,} {sweep.variants[0].size.unit}s" if found else ""
+        lines.append(line + first)
+    return lines
+
+
+def _about(agenda: Agenda, key: str, target: Target | None) -> dict[str, Scalar]:
     trial = agenda.trials[key]
     return {
         "lr": trial.lr,
@@ -86,6 +151,7 @@ def _about(agenda: Agenda, key: str) -> dict[str, Scalar]:
         "seed": trial.seed,
         "parameters": trial.parameters,
         "outcome": agenda.outcomes[key].outcome,
+        "target_reached_tokens": None if target is None else target.reached_tokens,
     }
 
 
@@ -114,6 +180,7 @@ def _report_data(
         fingerprint=content_key(loaded.sweep.recipe()),
         made_by=f"powersweep {__version__}",
         unit=first.size.unit,
+        targets=tuple(reached_lines(loaded.sweep, targets_of(agenda).values())),
         remarks=tuple([*agenda.refused, *_failed(loaded.sweep, agenda)]),
         tracking=None if tracker is None else tracker.uri,
     )

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.config import Loaded, resolve_text
+from orchestrator.logged import cells_logged
 from orchestrator.search import chooser_of
 from orchestrator.store import SweepStore
 from orchestrator.store.index import Index
 from orchestrator.tracking import Tracker
-from orchestrator.tracking.card import card_of
-from orchestrator.tracking.reader import BEYOND_FLOAT, RunCurves
 from sweeps import __version__
-from sweeps.agenda import LOSS, Agenda, Outcome, result_of
-from sweeps.curves import Curve
+from sweeps.agenda import Agenda, Outcome, result_of
 from sweeps.errors import FitError, ReachError
 from sweeps.laws.heldout import check
 from sweeps.laws.law import Law, fit_law
 from sweeps.laws.optimum import find_optimum
 from sweeps.laws.pooled import refine
 from sweeps.laws.records import CellOptimum, Verdict
-from sweeps.plan import Bracket, cells_of, group_label, held_out_cell, is_open_ended, trials_of
-from sweeps.spec import Cell, Result, Sweep, Trial, Variant, six_digits
+from sweeps.plan import Bracket, group_label, held_out_cell, is_profiled, trials_of
+from sweeps.spec import Cell, Result, Sweep, Trial, Variant, content_key, six_digits
 
-LOGGED = {"lr", "batch_tokens", "tokens"}  # parameters that place a run of MLflow in a cell
+LONGEST_NAME = 100  # characters of a file's name that come from a label
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a sweep found, one law a value of the further axes; keys are labels, "" where there is one law."""
+    """What a sweep found, one law a value of the further axes; keys are labels, "" where there is one law.
+
+    `variants` holds what each law's recipe is and its held-out check trains: that of its largest model and longest run.
+    """
 
     cells: Mapping[str, tuple[CellOptimum, ...]]
     laws: Mapping[str, Law | None]
@@ -61,7 +63,7 @@ def collect(sweep: Sweep, found: Iterable[tuple[Cell, Sequence[Result]]]) -> dic
         groups.setdefault(group_label(sweep, cell.variant), []).append(_found(cell, results))
     law = sweep.law
     return {
-        label: _profiled(refine(cells, estimator=law.estimator, confidence=law.confidence))
+        label: _profiled(sweep, refine(cells, estimator=law.estimator, confidence=law.confidence))
         for label, cells in groups.items()
     }
 
@@ -85,11 +87,12 @@ def _found(cell: Cell, results: Sequence[Result]) -> CellOptimum:
     )
 
 
-def _profiled(cells: Sequence[CellOptimum]) -> list[CellOptimum]:
-    """Return one cell a (batch, tokens, N): of those that differ in a profiled axis, the one with the lowest loss."""
-    best: dict[tuple[int, int, int], CellOptimum] = {}
+def _profiled(sweep: Sweep, cells: Sequence[CellOptimum]) -> list[CellOptimum]:
+    """Return the cells, but of those that differ in profiled axes alone only the one with the lowest loss."""
+    best: dict[str, CellOptimum] = {}
     for cell in cells:
-        place = (cell.batch_tokens, cell.tokens, cell.parameters)
+        kept = {axis: value for axis, value in cell.values.items() if not is_profiled(sweep, axis)}
+        place = content_key([cell.batch_tokens, cell.tokens, kept])
         if place not in best or _rank(cell) < _rank(best[place]):
             best[place] = cell
     return list(best.values())
@@ -103,9 +106,7 @@ def _rank(cell: CellOptimum) -> tuple[bool, float]:
 def study(sweep: Sweep, found: Iterable[tuple[Cell, Sequence[Result]]]) -> Findings:
     """Return the laws of a sweep's cells, without their held-out checks."""
     cells = collect(sweep, found)
-    variants: dict[str, Variant] = {}
-    for variant in sorted(sweep.variants, key=lambda v: v.size.parameters):
-        variants[group_label(sweep, variant)] = variant  # the largest of each
+    variants = {label: _furthest(sweep, group) for label, group in cells.items()}
     laws: dict[str, Law | None] = {}
     refusals: dict[str, str] = {}
     for label, group in cells.items():
@@ -116,6 +117,12 @@ def study(sweep: Sweep, found: Iterable[tuple[Cell, Sequence[Result]]]) -> Findi
         except FitError as error:
             laws[label], refusals[label] = None, str(error)
     return Findings({k: tuple(v) for k, v in cells.items()}, laws, refusals, variants=variants)
+
+
+def _furthest(sweep: Sweep, cells: Sequence[CellOptimum]) -> Variant:
+    """Return the variant of the cell with the largest model, then the longest run, then the lowest loss."""
+    furthest = min(cells, key=lambda cell: (-cell.parameters, -cell.tokens, _rank(cell)))
+    return next(variant for variant in sweep.variants if dict(variant.values) == furthest.values)
 
 
 def _recipe(sweep: Sweep, variant: Variant) -> dict[str, object]:
@@ -140,7 +147,7 @@ def held_out_trials(sweep: Sweep, findings: Findings) -> list[Trial]:
             try:
                 lr = law.predict(batch_tokens=cell.batch_tokens, tokens=cell.tokens, parameters=cell.parameters).lr
             except ReachError:
-                continue  # said by Findings.lines
+                continue  # said by its verdict
             factor = sweep.validate.factor
             lrs = [six_digits(lr / factor), six_digits(lr), six_digits(lr * factor)]
             trials += trials_of(sweep, Bracket((cell,)), lrs)
@@ -148,14 +155,14 @@ def held_out_trials(sweep: Sweep, findings: Findings) -> list[Trial]:
 
 
 def with_checks(sweep: Sweep, findings: Findings, outcomes: Mapping[str, Outcome]) -> Findings:
-    """Return the findings with each law's held-out check, where its trials have ended."""
+    """Return the findings with each law's held-out check, where its trials have ended or none can be made."""
     verdicts: dict[str, Verdict] = {}
     held_out: dict[str, CellOptimum] = {}
     laws = dict(findings.laws)
     for label, law in findings.laws.items():
         trials = held_out_trials(sweep, replace(findings, laws={label: law}))
         ended = [t for t in trials if t.key in outcomes and outcomes[t.key].outcome != "failed"]
-        if law is not None and ended:
+        if law is not None and sweep.validate is not None and (ended or not trials):
             cell = held_out_cell(sweep, findings.variants[label])
             results = [result_of(t, cell.tokens, outcomes[t.key]) for t in ended]
             verdicts[label] = check(
@@ -166,15 +173,22 @@ def with_checks(sweep: Sweep, findings: Findings, outcomes: Mapping[str, Outcome
                 parameters=cell.parameters,
             )
             laws[label] = law.with_verdict(verdicts[label])
-            held_out[label] = replace(_found(cell, results), optimum=verdicts[label].observed)
+            if results:
+                held_out[label] = replace(_found(cell, results), optimum=verdicts[label].observed)
     return replace(findings, laws=laws, verdicts=verdicts, held_out=held_out)
 
 
 def law_files(findings: Findings) -> dict[str, str]:
-    """Return the file name of each law: law.json, or one a value of the further axes."""
+    """Return the file name of each law: law.json, or one a value of the further axes, in letters, digits and -_."""
     if list(findings.laws) == [""]:
         return {"": "law.json"}
-    return {label: f"law-{label.replace(', ', '-').replace(' ', '-')}.json" for label in findings.laws}
+    clean = {label: re.sub(r"[^A-Za-z0-9_.-]+", "-", label) for label in findings.laws}
+    twice = {name for name, count in Counter(name.lower() for name in clean.values()).items() if count > 1}
+    names = {}
+    for label, name in clean.items():
+        short = len(name) <= LONGEST_NAME and name.lower() not in twice
+        names[label] = name if short else f"{name[:LONGEST_NAME]}-{content_key(label)[:8]}"
+    return {label: f"law-{name}.json" for label, name in names.items()}
 
 
 def agenda_of(loaded: Loaded, store: SweepStore) -> Agenda:
@@ -200,80 +214,13 @@ def fit(loaded: Loaded, *, home: Path, environ: Mapping[str, str], from_mlflow: 
 
 
 def fit_logged(loaded: Loaded, *, home: Path, environ: Mapping[str, str]) -> Findings:
-    """Return what the runs of the sweep's MLflow experiment say of its cells, whoever logged them.
+    """Return what the runs of the sweep's MLflow experiment say, whoever logged them, and train nothing.
 
-    A run counts where its parameters lr, batch_tokens and tokens name one of the cells, and no parameter contradicts
-    the recipe or the further axes; its loss there is `validation/loss` at step `tokens`. One that has not come so far
-    says nothing, unless it diverged.
+    Its cells are those of `logged.cells_logged`.
     """
-    sweep = loaded.sweep
     with closing(open_tracker(loaded, home=home, environ=environ, create=False)) as tracker:
-        runs = [run for run in tracker.read_curves(metrics=[LOSS]) if run.run.params.keys() >= LOGGED]
-    open_ended = is_open_ended(sweep)
-    found = []
-    for cell in cells_of(sweep):
-        recipe = _recipe_params(sweep, cell.variant)
-        results = {}
-        for run in runs:
-            params = run.run.params
-            horizon = _number(params["tokens"])
-            far_enough = horizon == cell.tokens or (open_ended and horizon > cell.tokens)
-            if far_enough and _number(params["batch_tokens"]) == cell.batch_tokens and _agrees(params, recipe, sweep):
-                result = _logged_result(run, cell.tokens)
-                if result is not None:
-                    results[(result.lr, result.seed)] = result
-        found.append((cell, [results[place] for place in sorted(results)]))
-    return study(sweep, found)
-
-
-def _recipe_params(sweep: Sweep, variant: Variant) -> dict[str, str]:
-    """Return the parameters that a run of this variant has in MLflow, if powersweep logged it."""
-    parts = {"workload": variant.workload, "optimizer": variant.optimizer, "schedule": sweep.schedule}
-    card = card_of({"precision": sweep.precision, **{name: part.to_json() for name, part in parts.items()}})
-    return dict(card.params)
-
-
-def _agrees(params: Mapping[str, str], recipe: Mapping[str, str], sweep: Sweep) -> bool:
-    """Return whether a run's parameters do not contradict a recipe, and say which variant of several it is."""
-    if any(name in params and not _same(params[name], text) for name, text in recipe.items()):
-        return False
-    for axis in sweep.axes.extra:
-        name = axis if axis in params else axis.split(".")[-1]
-        if axis in recipe and not _same(params.get(name), recipe[axis]):
-            return False
-    return True
-
-
-def _same(one: str | None, other: str) -> bool:
-    if one is None:
-        return False
-    numbers = _number(one), _number(other)
-    return one == other or (numbers[0] == numbers[0] and math.isclose(*numbers, rel_tol=1e-5))
-
-
-def _number(text: str) -> float:
-    """Return the number a parameter holds, NaN if it holds none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _logged_result(run: RunCurves, tokens: int) -> Result | None:
-    """Return what a run says of the loss at `tokens`, None if nothing."""
-    params = run.run.params
-    lr, seed = _number(params["lr"]), _number(params.get("seed", "0"))
-    if not (lr > 0 and seed == seed):
-        return None
-    curve = Curve.from_json(run.curve).until(tokens)
-    loss = curve.at(tokens, LOSS)
-    key = run.run.key or run.run.run_id
-    if loss is not None and math.isfinite(loss):
-        return Result(key=key, lr=lr, seed=int(seed), loss=loss, outcome="finished")
-    latest = run.run.metrics.get(LOSS, 0.0)
-    if run.run.outcome == "diverged" or not abs(latest) < BEYOND_FLOAT:  # infinite, or not a number
-        return Result(key=key, lr=lr, seed=int(seed), loss=None, outcome="diverged")
-    return None
+        found = cells_logged(loaded.sweep, tracker)
+    return study(loaded.sweep, found)
 
 
 def open_tracker(loaded: Loaded, *, home: Path, environ: Mapping[str, str], create: bool = True) -> Tracker:

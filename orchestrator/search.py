@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.agenda import Chooser, grid_chooser
 from sweeps.errors import ConfigError, unknown_name
-from sweeps.plan import Bracket, mean_losses
-from sweeps.spec import Range, Result, Search, Sweep, content_key, six_digits
+from sweeps.plan import Bracket, is_open_ended, mean_losses
+from sweeps.spec import Range, Result, Sweep, content_key, six_digits
 
 WAVE = "powersweep:wave"  # user attribute of a trial: which wave asked for it
 ASKED = "powersweep:lr"  # the LR as it is trained: six digits
@@ -52,18 +52,29 @@ class OptunaChooser:
     What was asked is in the journal before it is trained, so a new driver goes on with the same LRs. A diverged LR
     is told as pruned, never as finished.
 
+    A study belongs to all that decides which LR is best, and to the search (`_study_name`). Under an open-ended
+    schedule the horizons are not part of it: a bracket that is given a longer one keeps its LRs, trains them on, and
+    asks for no more unless `search.trials` has been raised. A loss once told stays that of the horizon it was told at.
+
     Args:
-        search: the sampler, its seed, LRs in all and in a wave.
-        lr: the range of the learning rate.
+        sweep: its search is the sampler, its seed, LRs in all and in a wave; its `axes.lr` must be a range.
         journal: file of the journal storage; one writer, the driver.
         only_read: ask and tell nothing, and make no file: the waves are those that the driver has asked for.
+
+    Raises:
+        ConfigError: no such search, or no range to search.
     """
 
-    def __init__(self, search: Search, lr: Range, *, journal: Path, only_read: bool = False) -> None:
+    def __init__(self, sweep: Sweep, *, journal: Path, only_read: bool = False) -> None:
+        search, lr = sweep.search, sweep.axes.lr
         if search.name not in SAMPLERS:
             raise unknown_name("search.name", search.name, ["grid", *SAMPLERS])
+        if not isinstance(lr, Range):
+            raise ConfigError(f"axes.lr: search {search.name!r} needs a range, {{log: [low, high]}}, got a list")
+        self._sweep = sweep
         self._search = search
         self._lr = lr
+        self._open_ended = is_open_ended(sweep)
         self._only_read = only_read
         self._studies: dict[str, optuna.Study] = {}
         self._storage: JournalStorage | None = None
@@ -92,22 +103,37 @@ class OptunaChooser:
     def _study(self, bracket: Bracket) -> optuna.Study | None:
         """Return the study of a bracket, made if need be; None where there is none and none may be made."""
         if bracket.key not in self._studies and self._storage is not None:
-            what = [bracket.key, self._search.name, self._search.seed, self._lr.low, self._lr.high]
-            name = f"powersweep-{content_key(what)}"
+            name = self._study_name(bracket)
             if not self._only_read:
                 optuna.create_study(study_name=name, storage=self._storage, direction="minimize", load_if_exists=True)
             with contextlib.suppress(KeyError):
                 self._studies[bracket.key] = optuna.load_study(study_name=name, storage=self._storage)
         return self._studies.get(bracket.key)
 
+    def _study_name(self, bracket: Bracket) -> str:
+        """Return what tells the bracket's study from those of all other recipes and searches; it seeds the sampler."""
+        variant, lr = bracket.variant, self._lr
+        what = {
+            "workload": variant.workload.identity(),
+            "optimizer": variant.optimizer.identity(),
+            "batch_tokens": bracket.batch_tokens,
+            "tokens": None if self._open_ended else [cell.tokens for cell in bracket.cells],
+            "schedule": self._sweep.schedule.identity(),
+            "precision": self._sweep.precision,
+            "data": variant.size.data_fingerprint,
+            "search": [self._search.name, self._search.seed],
+            "range": [lr.low, lr.high, lr.scale],
+        }
+        return f"powersweep-{content_key(what)}"
+
     def _wave(self, study: optuna.Study, bracket: Bracket, wave: int, size: int) -> list[float]:
         """Return the wave's LRs, asking for those the journal does not hold."""
         asked = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(WAVE) == wave]
         lrs = [float(t.user_attrs[ASKED]) for t in asked if ASKED in t.user_attrs]
         while len(lrs) < size and not self._only_read:
-            place = content_key([bracket.key, self._search.seed, wave, len(lrs)])
+            place = content_key([self._study_name(bracket), wave, len(lrs)])
             stateful = self._search.name == "qmc"  # a sequence: one seed for all of it, the index is in the storage
-            seed = int(content_key([bracket.key, self._search.seed]) if stateful else place, 16) % 2**31
+            seed = int(content_key(self._study_name(bracket)) if stateful else place, 16) % 2**31
             study.sampler = SAMPLERS[self._search.name](seed, self._search.wave)
             trial = study.ask()
             value = trial.suggest_float("lr", self._lr.low, self._lr.high, log=self._lr.scale == "log")
@@ -141,6 +167,4 @@ def chooser_of(sweep: Sweep, *, journal: Path, only_read: bool = False) -> Choos
     """Return what chooses the LRs of a sweep; `only_read`: for everyone but its driver."""
     if sweep.search.name == "grid":
         return grid_chooser(sweep)
-    if not isinstance(sweep.axes.lr, Range):
-        raise ConfigError(f"axes.lr: search {sweep.search.name!r} needs a range, {{log: [low, high]}}, got a list")
-    return OptunaChooser(sweep.search, sweep.axes.lr, journal=journal, only_read=only_read)
+    return OptunaChooser(sweep, journal=journal, only_read=only_read)

@@ -6,14 +6,17 @@ import json
 import logging
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
-from orchestrator.build import AnyRun, build_run
+from orchestrator.build import AnyRun, build_run, target_of
 from orchestrator.store import STOP_FILE, TrialStore
+from orchestrator.store.index import outcome_of
+from sweeps.agenda import is_done
 from sweeps.curves import Curve
 from sweeps.spec import Trial
 
@@ -23,8 +26,8 @@ log = logging.getLogger(__name__)
 class Row(tune.Trainable):
     """K runs of one shape in one process; a row of one is an ordinary Tune trial.
 
-    Its config is {"row": JSON text of {"trials": [Trial.to_json()], "folder", "fence", "resources", "absurd_factor",
-    "cwd"}}: one text, as Tune walks and writes every field of a config many times. A restarted actor comes back through
+    Its config is {"row": JSON text of {"trials": [Trial.to_json()], "folder", "fence", "resources", "cwd"}}:
+    one text, as Tune walks and writes every field of a config many times. A restarted actor comes back through
     `setup`, a reused one through `reset_config`: both recover from the newest checkpoint.
     """
 
@@ -81,26 +84,30 @@ class _Seat:
         self._seconds = 0.0
         self._outcome: dict[str, Any] | None = None
         self._period = float(config["resources"]["checkpoint_seconds"])
+        self._cwd = Path(config["cwd"])
         self._store = TrialStore(Path(config["folder"]) / "trials" / trial.key, fence=config["fence"])
         self._run: AnyRun | None = None
         outcome = self._store.read_outcome()
-        if outcome is not None and (outcome["outcome"] == "diverged" or outcome["tokens"] >= trial.tokens):
+        if outcome is not None and is_done(trial, outcome_of(outcome)):
             self._end(outcome)
             return
-        self._run = build_run(
-            trial,
-            resources=config["resources"],
-            absurd_factor=config["absurd_factor"],
-            folder=self._store.folder,
-            cwd=Path(config["cwd"]),
-        )
-        saved = self._store.newest_checkpoint()
-        if saved is not None:
-            tensors, meta = saved
-            self._run.load(tensors, meta["run"])
-            self._seconds = float(meta["seconds"])
+        self._run = build_run(trial, resources=config["resources"], folder=self._store.folder, cwd=Path(config["cwd"]))
+        self._resume(self._run)
         self._saved_at = time.monotonic()
         self._saved_tokens = self._run.tokens
+
+    def _resume(self, run: AnyRun) -> None:
+        """Go on from the newest checkpoint; from nothing, if its curve lacks a point that is wanted by now."""
+        saved = self._store.newest_checkpoint()
+        if saved is None:
+            return
+        tensors, meta = saved
+        seen = [point[0] for point in meta["run"]["points"]]
+        if self.trial.passed_unseen(meta["tokens"], [*seen, *meta.get("marks", ())]):
+            self._store.drop_checkpoints(script_too=True)
+            return
+        run.load(tensors, meta["run"])
+        self._seconds = float(meta["seconds"])
 
     def advance(self, deadline: float) -> None:
         """Train until the deadline (monotonic seconds) or the end; save when it is time."""
@@ -147,7 +154,8 @@ class _Seat:
     def _save(self, run: AnyRun) -> None:
         if run.tokens > self._saved_tokens:
             tensors, meta = run.state()
-            self._store.save_checkpoint(tensors, {"run": meta, "seconds": self._seconds, "tokens": run.tokens})
+            about = {"seconds": self._seconds, "tokens": run.tokens, "marks": list(self.trial.marks)}
+            self._store.save_checkpoint(tensors, {"run": meta, **about})
             self._saved_tokens = run.tokens
         self._saved_at = time.monotonic()
 
@@ -155,14 +163,18 @@ class _Seat:
         """Write the outcome; an open-ended run keeps its last checkpoint, as its horizon may grow."""
         if self.trial.open_ended and run.status == "finished":
             self._save(run)
+        curve = Curve().append(run.points)
+        target = target_of(self.trial.workload, curve, cwd=self._cwd)
         outcome = {
             "key": self.trial.key,
             "outcome": run.status,
             "reason": run.reason,
+            "exceeded": run.exceeded,
             "tokens": run.tokens,
-            "curve": Curve().append(run.points).to_json(),
+            "curve": curve.to_json(),
             "trial": self.trial.to_json(),
             "seconds": self._seconds,
+            "target": None if target is None else asdict(target),
         }
         self._store.write_outcome(outcome)
         if not self.trial.open_ended:

@@ -10,22 +10,37 @@ from typing import Protocol
 
 from sweeps.curves import Curve
 from sweeps.plan import Bracket, brackets_of, grid_lrs, group_label, grown_lrs, trials_of, whole_batches
-from sweeps.spec import Cell, Result, Sweep, Trial
+from sweeps.spec import Cell, Json, Result, Sweep, Trial
 
 LOSS = "validation/loss"
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """The value a workload wants of a metric, and the tokens at which a trial first had it; None: never."""
+
+    metric: str
+    value: float
+    reached_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one trial ended: one of spec.OUTCOMES, the tokens it reached, and its whole curve."""
+    """How one trial ended: one of spec.OUTCOMES, the tokens it reached, and its whole curve.
+
+    `exceeded` is, for a trial that diverged on a finite loss, the factor of its first loss which that was above.
+    `target` is None where the workload has none.
+    """
 
     key: str
     outcome: str
     tokens: int
     curve: Curve
     reason: str = ""
+    exceeded: float | None = None
     seconds: float = 0.0
-    trial: Mapping[str, object] = field(default_factory=dict)
+    trial: Mapping[str, Json] = field(default_factory=dict)
+    target: Target | None = None
 
 
 class Chooser(Protocol):
@@ -75,10 +90,18 @@ def result_of(trial: Trial, tokens: int, outcome: Outcome) -> Result:
 
 
 def is_done(trial: Trial, outcome: Outcome | None) -> bool:
-    """Return whether a trial needs no more training: it reached its horizon, or diverged on the way."""
+    """Return whether a trial needs no more training: it reached its horizon, or diverged on the way.
+
+    It needs more where it has passed a mark that is wanted now and was not then, and where it diverged by a lower
+    factor than today's.
+    """
     if outcome is None or outcome.outcome == "failed":
         return False
-    return outcome.outcome in ("diverged", "stopped") or outcome.tokens >= trial.tokens
+    if trial.passed_unseen(outcome.tokens, [*outcome.curve.tokens.tolist(), *outcome.trial.get("marks", ())]):
+        return False
+    if outcome.outcome == "diverged":
+        return outcome.exceeded is None or outcome.exceeded >= trial.absurd_factor
+    return outcome.outcome == "stopped" or outcome.tokens >= trial.tokens
 
 
 class Agenda:
@@ -144,13 +167,20 @@ class Agenda:
             if not board.unfinished:
                 self._advance(board)
 
+    def is_complete(self, cell: Cell) -> bool:
+        """Return whether no LR of a cell is under way and no more will be chosen."""
+        board = self._cells[cell.key]
+        return not (board.open or board.unfinished)
+
     def results(self, cell: Cell) -> list[Result]:
         """Return what a cell has learnt so far, sorted by (lr, seed)."""
         found = []
         for trial in self._cells[cell.key].members:
             outcome = self.outcomes.get(trial.key)
             if trial.seed in cell.seeds and outcome is not None and outcome.outcome != "failed":
-                found.append(result_of(trial, cell.tokens, outcome))
+                result = result_of(trial, cell.tokens, outcome)
+                if result.loss is not None or result.outcome != "finished":  # else it did not come so far, or missed it
+                    found.append(result)
         return sorted(found, key=lambda r: (r.lr, r.seed))
 
     def _advance(self, board: _Board) -> None:
@@ -177,6 +207,8 @@ class Agenda:
         """Return whether the bracket's shares of the budget hold these trials too."""
         if len(board.tried) < first_lrs(self.sweep):
             return True  # the first LRs are what the budget was checked against
+        if all(is_done(trial, self.outcomes.get(trial.key)) for trial in trials):
+            return True  # paid for when its axes were shorter and its share larger: they cost nothing, and count
         members = [*board.members, *trials]
         more_trials = len(members) - first_lrs(self.sweep) * len(board.bracket.seeds)
         more_tokens = sum(t.tokens for t in members) - first_lrs(self.sweep) * _row_tokens(board.bracket)

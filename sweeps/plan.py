@@ -10,7 +10,7 @@ from functools import cached_property
 from sweeps.schedules import SCHEDULES
 from sweeps.spec import Cell, Json, Range, Reports, Result, Sweep, Trial, Variant, content_key, six_digits
 
-FIRST_OPEN_STEP = 8  # an open-ended run reports from this step on: an absolute mark, as its horizon may grow
+FIRST_OPEN_OCTAVE = 3  # an open-ended run reports from step 2^3 on: an absolute mark, as its horizon may grow
 
 
 def whole_batches(tokens: float, batch_tokens: int) -> int:
@@ -86,14 +86,30 @@ def brackets_of(sweep: Sweep) -> list[Bracket]:
 
 
 def group_label(sweep: Sweep, variant: Variant) -> str:
-    """Return which law a variant belongs to: its further axes, but those the law has as a variable or profiles over."""
-    with_size = "parameters" in sweep.law.variables
+    """Return which law a variant belongs to: its further axes, but those the law has as a variable or profiles over.
+
+    A law in parameters has the axes of the workload that change N.
+    """
+    sizes = sweep.size_axes if "parameters" in sweep.law.variables else ()
     parts = []
     for axis, value in variant.values.items():
-        profiled = axis in sweep.law.profile_over or axis.split(".")[-1] in sweep.law.profile_over
-        if not profiled and not (with_size and axis.startswith("workload.")):
-            parts.append(f"{axis.split('.')[-1]} {value}")
+        if axis not in sizes and not is_profiled(sweep, axis):
+            parts.append(f"{axis.split('.')[-1]} {_value_text(value, sweep.axes.extra.get(axis, ()))}")
     return ", ".join(parts)
+
+
+def is_profiled(sweep: Sweep, axis: str) -> bool:
+    """Return whether the law takes the best of a further axis, by its whole name or the last word of it."""
+    return axis in sweep.law.profile_over or axis.split(".")[-1] in sweep.law.profile_over
+
+
+def _value_text(value: Json, among: Sequence[Json]) -> str:
+    """Return a value of an axis in words: of a choice with fields its name, and what tells it from its namesakes."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    same = [other for other in among if isinstance(other, Mapping) and other.get("name") == value.get("name")]
+    fields = [name for name in value if name != "name" and any(o.get(name) != value[name] for o in same)]
+    return " ".join([*([str(value["name"])] if "name" in value else []), *(f"{n} {value[n]}" for n in fields)])
 
 
 def held_out_cell(sweep: Sweep, variant: Variant) -> Cell:
@@ -119,7 +135,8 @@ def trials_of(sweep: Sweep, bracket: Bracket, lrs: Iterable[float]) -> list[Tria
         for seed in bracket.seeds:
             horizon = bracket.horizon(seed)
             assert horizon is not None
-            marks, ladder = _marks(sweep.reports, bracket, horizon, open_ended=open_ended)
+            rungs, ladder = (_open_marks if open_ended else _marks)(sweep.reports, horizon, bracket.batch_tokens)
+            marks = rungs | {cell.tokens for cell in bracket.cells if cell.tokens <= horizon}
             trials.append(
                 Trial(
                     workload=bracket.variant.workload,
@@ -129,8 +146,10 @@ def trials_of(sweep: Sweep, bracket: Bracket, lrs: Iterable[float]) -> list[Tria
                     batch_tokens=bracket.batch_tokens,
                     tokens=horizon,
                     seed=seed,
-                    marks=marks,
+                    marks=tuple(sorted(marks)),
                     ladder=ladder,
+                    asides=tuple(sorted(marks - rungs)),
+                    absurd_factor=sweep.absurd_factor,
                     data_fingerprint=size.data_fingerprint,
                     precision=sweep.precision,
                     open_ended=open_ended,
@@ -141,31 +160,24 @@ def trials_of(sweep: Sweep, bracket: Bracket, lrs: Iterable[float]) -> list[Tria
     return trials
 
 
-def _marks(reports: Reports, bracket: Bracket, horizon: int, *, open_ended: bool) -> tuple[tuple[int, ...], Json]:
-    """Return the report marks up to a horizon, and what of them belongs to the identity.
+def _marks(reports: Reports, horizon: int, batch_tokens: int) -> tuple[set[int], Json]:
+    """Return the ladder of report marks up to a horizon, horizon x 2^(-j / per_octave), and its identity."""
+    octaves = math.log2(1 / reports.first_fraction)
+    rungs = range(math.floor(octaves * reports.per_octave + 1e-9) + 1)
+    ladder = {whole_batches(horizon * 2 ** (-j / reports.per_octave), batch_tokens) for j in rungs}
+    return ladder, {"per_octave": reports.per_octave, "first_fraction": reports.first_fraction}
 
-    Marks stand at horizon x 2^(-j / per_octave). An open-ended run is anchored at the smallest horizon's mantissa
-    instead, so that horizons which are powers of two apart share all marks and a longer one only adds to them; a
-    horizon off that ladder is a mark of its own, and part of the identity.
+
+def _open_marks(reports: Reports, horizon: int, batch_tokens: int) -> tuple[set[int], Json]:
+    """Return the same of an open-ended run, which knows no horizon: batch x 2^(j / per_octave), in whole batches.
+
+    So a longer horizon only adds marks. A horizon off the ladder is no mark of it: it is looked at aside.
     """
-    batch = bracket.batch_tokens
-    per_octave = reports.per_octave
-    if not open_ended:
-        octaves = math.log2(1 / reports.first_fraction)
-        ladder = [horizon * 2 ** (-j / per_octave) for j in range(math.floor(octaves * per_octave + 1e-9) + 1)]
-        marks = {whole_batches(tokens, batch) for tokens in ladder}
-        return tuple(sorted(marks)), {"per_octave": per_octave, "first_fraction": reports.first_fraction}
-    horizons = sorted(cell.tokens for cell in bracket.cells)
-    anchor = math.frexp(horizons[0])[0]
-    first = FIRST_OPEN_STEP * batch
-    exponents = range(
-        math.ceil(per_octave * math.log2(first / anchor) - 1e-9),
-        math.floor(per_octave * math.log2(horizon / anchor) + 1e-9) + 1,
+    rungs = range(
+        FIRST_OPEN_OCTAVE * reports.per_octave, math.ceil(math.log2(horizon / batch_tokens) + 1) * reports.per_octave
     )
-    marks = {whole_batches(anchor * 2 ** (j / per_octave), batch) for j in exponents}
-    extra = [tokens for tokens in horizons if tokens <= horizon and tokens not in marks]
-    identity = {"per_octave": per_octave, "anchor": six_digits(anchor), "extra": extra}
-    return tuple(sorted({*(m for m in marks if m <= horizon), *extra, horizon})), identity
+    ladder = {round(2 ** (j / reports.per_octave)) * batch_tokens for j in rungs}
+    return {mark for mark in ladder if mark <= horizon}, {"per_octave": reports.per_octave}
 
 
 def grown_lrs(results: Mapping[str, Sequence[Result]], *, grow: int, added_low: int, added_high: int) -> list[float]:

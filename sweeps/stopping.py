@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from sweeps.spec import ABSURD_FACTOR
+
 
 class Stopper(Protocol):
     """A rule over the losses of one run so far. Stopping never changes a trial's identity."""
@@ -21,7 +23,7 @@ class Diverged:
     """
 
     version: ClassVar[int] = 1
-    above: float = 3.0
+    above: float = ABSURD_FACTOR
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.above) and self.above > 1):

@@ -26,7 +26,7 @@ QUIET_SECONDS = 30.0  # between two lines of progress where the terminal cannot 
 class App(click.Group):
     """A group whose errors are one line each, `powersweep: what is wrong`, with the exit code they carry.
 
-    2 the input is wrong, 1 a law was refused or trials failed, 130 interrupted.
+    2 the input is wrong, 1 a law was refused, trials failed or time was used up, 130 interrupted or stopped.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:

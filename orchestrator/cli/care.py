@@ -89,7 +89,8 @@ def _prepare(sources: Sequence[str], out: Path | None, settings: dict[str, objec
 def gc(sweep: str, overrides: Sequence[str], delete: bool) -> None:
     """Drop checkpoints nobody needs: of ended trials, and of trials no longer in the plan.
 
-    Outcomes and curves always stay. Shows what would go, unless --delete is given.
+    What a training script of your own kept in its checkpoint folder goes with them. Outcomes and curves always stay.
+    Shows what would go, unless --delete is given.
     """
     loaded = load(sweep, overrides)
     from orchestrator.cli.garbage import drop, find_garbage

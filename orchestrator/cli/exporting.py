@@ -66,6 +66,10 @@ def about_trial(outcome: Outcome) -> dict[str, Scalar]:
         "seconds": outcome.seconds,
         "final_loss": outcome.curve.last(LOSS),
     }
+    if outcome.target is not None:
+        ended["target_metric"] = outcome.target.metric
+        ended["target_value"] = outcome.target.value
+        ended["target_reached_tokens"] = outcome.target.reached_tokens
     return {**about, **ended}
 
 

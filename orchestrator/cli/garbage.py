@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.store import SweepStore
+from orchestrator.store import SCRIPT_FOLDER, SweepStore
 from orchestrator.store.index import Index
 from orchestrator.store.lease import Lease
 from sweeps.agenda import Agenda, Outcome, grid_chooser, is_done
@@ -17,7 +17,7 @@ LONGER = " (a longer horizon would start anew)"
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """The checkpoints of one trial that can go, and why."""
+    """The checkpoints of one trial that can go, with what a user's script kept, and why."""
 
     key: str
     why: str
@@ -32,7 +32,8 @@ def find_garbage(sweep: Sweep, *, home: Path) -> list[Garbage]:
     wanted = _wanted_keys(sweep, outcomes)
     garbage = []
     for key in sorted(store.keys()):
-        files = list((store.trials / key).glob("*.safetensors"))
+        folder = store.trials / key
+        files = [*folder.glob("*.safetensors"), *(p for p in (folder / SCRIPT_FOLDER).rglob("*") if p.is_file())]
         why = _why(outcomes.get(key), in_plan=wanted is None or key in wanted)
         if files and why is not None:
             garbage.append(Garbage(key, why, len(files), sum(file.stat().st_size for file in files)))
@@ -65,6 +66,6 @@ def drop(garbage: Sequence[Garbage], sweep: Sweep, *, home: Path) -> None:
     lease = Lease.acquire(store.folder, holder="powersweep gc")
     try:
         for item in garbage:
-            store.trial(item.key, fence=lease.fence).drop_checkpoints()
+            store.trial(item.key, fence=lease.fence).drop_checkpoints(script_too=True)
     finally:
         lease.release()

@@ -88,15 +88,17 @@ def _law_file(name: str) -> Path:
         return path
     if path.suffix == ".json" or "/" in name:
         raise ConfigError(f"LAW: no file {name}")
+    from orchestrator.report import fitted_sweeps, law_paths
+
     sweeps = home() / "sweeps"
-    laws = sorted((sweeps / name).glob("law*.json"))
-    if len(laws) == 1 or (laws and laws[0].name == "law.json"):
+    laws = law_paths(name, sweeps)
+    if len(laws) == 1:
         return laws[0]
     if laws:
         raise ConfigError(f"LAW: {name} has {len(laws)} laws, name one file: {', '.join(map(str, laws))}")
     if (sweeps / name).is_dir():
         raise ConfigError(f"LAW: {name} has no law yet: powersweep run {name}")
-    fitted = {found.parent.name for found in sweeps.glob("*/law*.json")}
+    fitted = fitted_sweeps(sweeps)
     if not fitted:
         raise ConfigError(f"LAW: {name!r} is no file, and no sweep in {home()} has a law yet")
     raise unknown_name("LAW", name, fitted, "file or fitted sweep")

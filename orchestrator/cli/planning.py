@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.build import target_of
 from orchestrator.cli.timing import time_of
 from orchestrator.config import Loaded
 from orchestrator.progress import PROGRESS_FILE
@@ -16,6 +17,7 @@ from orchestrator.store import SweepStore
 from orchestrator.store.index import Index
 from orchestrator.store.lease import Claim, read_lease
 from sweeps.agenda import Outcome, first_lrs, is_done, result_of
+from sweeps.laws.law import REACH
 from sweeps.plan import (
     Bracket,
     brackets_of,
@@ -28,8 +30,9 @@ from sweeps.plan import (
     price,
     trials_of,
 )
-from sweeps.spec import Cell, Json, Range, Sweep, Trial
+from sweeps.spec import Cell, Json, Part, Range, Sweep, Trial, content_key
 
+SAME = 1e-9  # two numbers this near are one
 NEIGHBOURS = 3  # of a held-out check: the predicted LR, half of it and twice it
 
 
@@ -40,7 +43,7 @@ def plan_of(loaded: Loaded, *, home: Path, with_time: bool) -> dict[str, Json]:
     brackets = brackets_of(sweep)
     trials = {bracket.key: _first_trials(sweep, bracket) for bracket in brackets}
     cells = [_cell(bracket, trials[bracket.key]) for bracket in brackets]
-    checks = _held_out(sweep)
+    checks = _held_out(sweep, outcomes)
     held_out = [
         {**_cell(*check), "variant": f"held out, {label}" if label else "held out"} for label, check in checks.items()
     ]
@@ -101,17 +104,41 @@ def _cell(bracket: Bracket, trials: Sequence[Trial]) -> dict[str, Json]:
     }
 
 
-def _held_out(sweep: Sweep) -> dict[str, tuple[Bracket, list[Trial]]]:
+def _held_out(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> dict[str, tuple[Bracket, list[Trial]]]:
     """Return the held-out checks by law: at its largest variant, three neighbouring LRs (stand-ins: not known yet)."""
-    if sweep.validate is None:
+    if sweep.validate is None or _beyond_reach(sweep):
         return {}
-    largest = {group_label(sweep, v): v for v in sorted(sweep.variants, key=lambda v: v.size.parameters)}
+    largest: dict[str, list[Cell]] = {}
+    for variant in sorted(sweep.variants, key=lambda v: -v.size.parameters):
+        cells = largest.setdefault(group_label(sweep, variant), [])
+        if not cells or cells[0].parameters == variant.size.parameters:
+            cells.append(held_out_cell(sweep, variant))
     lowest, factor = stand_in_lrs(sweep)[0], sweep.validate.factor
     checks = {}
-    for label, variant in largest.items():
-        bracket = Bracket((held_out_cell(sweep, variant),))
+    for label, cells in largest.items():
+        cell = cells[0]
+        if len(cells) > 1:  # profiled: which of them is known once it was trained
+            cell = max(by_cell(sweep, outcomes, cells), key=lambda found: len(found[1]))[0]
+        bracket = Bracket((cell,))
         checks[label] = (bracket, trials_of(sweep, bracket, [lowest * factor**i for i in range(NEIGHBOURS)]))
     return checks
+
+
+def _beyond_reach(sweep: Sweep) -> str:
+    """Return that the held-out target lies beyond the reach of a law of all cells, "" if it does not."""
+    check = sweep.validate
+    if check is None:
+        return ""
+    cells = cells_of(sweep)
+    target = held_out_cell(sweep, sweep.variants[0])
+    said = []
+    for name in ("batch_tokens", "tokens"):
+        wide = sweep.law.reach.get(name, REACH[name])
+        values = [getattr(cell, name) for cell in cells]
+        low, high, asked = min(values) / wide, max(values) * wide, getattr(target, name)
+        if asked < low * (1 - SAME) or asked > high * (1 + SAME):
+            said.append(f"{name} {asked:,} is beyond the law's reach ({low:,.0f} to {high:,.0f})")
+    return " and ".join(said)
 
 
 def _done(sweep: Sweep, listed: Sequence[Trial], outcomes: Mapping[str, Outcome]) -> int:
@@ -124,7 +151,7 @@ def _done(sweep: Sweep, listed: Sequence[Trial], outcomes: Mapping[str, Outcome]
 
 def _checked(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> list[int]:
     """Return how many trials of each held-out check are done; their LRs are the law's, so any of the target count."""
-    checks = _held_out(sweep)
+    checks = _held_out(sweep, outcomes)
     found = by_cell(sweep, outcomes, [bracket.cells[0] for bracket, _ in checks.values()])
     return [min(len(ended), len(trials)) for (_, ended), (_, trials) in zip(found, checks.values(), strict=True)]
 
@@ -142,6 +169,9 @@ def _notes(sweep: Sweep) -> list[str]:
     least, made = len(sweep.law.variables) + 2, len(cells_of(sweep))
     if made < least:
         notes.append(f"no law can be fitted: it takes {least} cells at least, the axes make {made}")
+    beyond = _beyond_reach(sweep)
+    if beyond:
+        notes.append(f"warning: no held-out check can be made: {beyond}; move validate nearer, or set law.reach")
     repeats = {v.size.train_tokens for v in sweep.variants if v.size.train_tokens is not None}
     longest = max(cells)
     if repeats and longest > min(repeats):
@@ -156,7 +186,7 @@ def status_of(loaded: Loaded, *, home: Path) -> dict[str, Json]:
     store = SweepStore(home, sweep.experiment)
     outcomes = Index.open(store).outcomes()
     live = _live(store)
-    checks = _held_out(sweep)
+    checks = _held_out(sweep, outcomes)
     targets = [bracket.cells[0] for bracket, _ in checks.values()]
     cells = [_cell_status(sweep, cell, found) for cell, found in by_cell(sweep, outcomes, cells_of(sweep))]
     for cell, (_, trials) in zip(by_cell(sweep, outcomes, targets), checks.values(), strict=True):
@@ -182,20 +212,32 @@ def by_cell(
     sweep: Sweep, outcomes: Mapping[str, Outcome], cells: Sequence[Cell]
 ) -> list[tuple[Cell, list[tuple[Trial, Outcome]]]]:
     """Return each cell with the outcomes that say something of it, whichever LRs they were."""
-    ended = [(Trial.from_json(o.trial), o) for o in outcomes.values() if o.trial and o.outcome != "failed"]
     open_ended = is_open_ended(sweep)
+    ended: dict[str, list[tuple[Trial, Outcome]]] = {}
+    for outcome in outcomes.values():
+        if outcome.trial and outcome.outcome != "failed":
+            trial = Trial.from_json(outcome.trial)
+            ended.setdefault(_recipe_key(trial), []).append((trial, outcome))
     found = []
     for cell in cells:
+        wanted, *_ = trials_of(sweep, Bracket((cell,)), [1.0])
         of_cell = [
             (trial, outcome)
-            for trial, outcome in ended
-            if (trial.workload, trial.optimizer, trial.schedule, trial.batch_tokens, trial.precision)
-            == (cell.variant.workload, cell.variant.optimizer, sweep.schedule, cell.batch_tokens, sweep.precision)
-            and trial.seed in cell.seeds
-            and (trial.tokens == cell.tokens or (open_ended and trial.tokens >= cell.tokens))
+            for trial, outcome in ended.get(_recipe_key(wanted), ())
+            if trial.seed in cell.seeds and (not open_ended or trial.tokens >= cell.tokens)
         ]
         found.append((cell, of_cell))
     return found
+
+
+def _recipe_key(trial: Trial) -> str:
+    """Return what trials that differ in nothing but LR and seed share."""
+    return content_key({**trial.identity(), "lr": None, "seed": None})
+
+
+def _shape(workload: Part, optimizer: Part, schedule: Part, data_fingerprint: str) -> Json:
+    """Return what of a trial can change its curve, but for its numbers."""
+    return [workload.identity(), optimizer.identity(), schedule.identity(), data_fingerprint]
 
 
 def _cell_status(sweep: Sweep, cell: Cell, found: Sequence[tuple[Trial, Outcome]]) -> dict[str, Json]:
@@ -208,7 +250,24 @@ def _cell_status(sweep: Sweep, cell: Cell, found: Sequence[tuple[Trial, Outcome]
         "trials": max(first_lrs(sweep) * len(cell.seeds), len(found)),
         "best_lr": None if best_loss is None else best,
         "best_loss": best_loss,
+        "target": _reached(cell, [outcome for _, outcome in found]),
         "keys": [trial.key for trial, _ in found],
+    }
+
+
+def _reached(cell: Cell, outcomes: Sequence[Outcome]) -> dict[str, Json] | None:
+    """Return how many trials reached the workload's target and the fewest tokens it took, None without a target."""
+    told = [target_of(cell.variant.workload, outcome.curve, cwd=Path.cwd()) for outcome in outcomes]
+    targets = [target for target in told if target is not None]
+    if not targets:
+        return None
+    tokens = [target.reached_tokens for target in targets if target.reached_tokens is not None]
+    first = targets[0]
+    return {
+        "metric": first.metric,
+        "value": first.value,
+        "reached": len(tokens),
+        "first_tokens": min(tokens, default=None),
     }
 
 

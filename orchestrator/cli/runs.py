@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.app import Terminal, home, json_option, load, print_json, print_table, sweep_arguments
+from orchestrator.cli.app import (
+    INTERRUPTED,
+    Terminal,
+    home,
+    json_option,
+    load,
+    print_json,
+    print_table,
+    sweep_arguments,
+)
 
 if TYPE_CHECKING:
     from sweeps.spec import Json
@@ -25,16 +34,21 @@ def run(ctx: click.Context, sweep: str, overrides: Sequence[str]) -> None:
     """Run what is missing of a sweep, then fit, check and report its law.
 
     The same command again goes on where the last one ended; a finished sweep runs nothing. Ctrl-C saves first.
+
+    Exit code: 0 done; 1 trials failed, a law was refused, or budget.seconds (of each command by itself) was used
+    up: the law is then of the cells that are complete; 2 the input or a store cannot be used; 130 interrupted or
+    stopped.
     """
     loaded = load(sweep, overrides)
-    from orchestrator import launch
-    from orchestrator.config import resolve_text
-    from orchestrator.tracking.client import probe, resolve_uri
-
-    probe(resolve_uri(resolve_text(loaded.sweep.tracking.uri, os.environ), home=home(), environ=os.environ))
     terminal = Terminal()
     try:
+        from orchestrator import launch
+
         ended = launch.run(loaded, home=home(), environ=os.environ, console=terminal)
+    except KeyboardInterrupt:  # outside of training, where it is a clean stop
+        terminal.end()
+        click.echo(f"Interrupted: what has ended is saved. To go on: powersweep run {loaded.name}", err=True)
+        ctx.exit(INTERRUPTED)
     finally:
         terminal.end()
     for line in ended.lines:
@@ -144,16 +158,25 @@ def _print_status(found: Mapping[str, Json]) -> None:
         left = f", about {clock(live['eta_seconds'])} left" if live["eta_seconds"] else ""
         click.echo(f"{human(live['tokens_per_second'])} tokens/s{left}")
     if found["cells"]:
+        targets = any(cell["target"] is not None for cell in found["cells"])
         rows = [
             [
                 cell["label"],
                 f"{cell['done']}/{cell['trials']}",
                 "" if cell["best_lr"] is None else f"{cell['best_lr']:.3g}",
                 "" if cell["best_loss"] is None else f"{cell['best_loss']:.4f}",
+                *([_target_text(cell["target"])] if targets else []),
             ]
             for cell in found["cells"]
         ]
-        print_table(["cell", "trials", "best LR", "loss"], rows)
+        print_table(["cell", "trials", "best LR", "loss", *(["reached target"] if targets else [])], rows)
+
+
+def _target_text(target: Mapping[str, Json] | None) -> str:
+    """Return how many trials of a cell reached the workload's target, and the first after how many tokens."""
+    if target is None:
+        return ""
+    return f"{target['reached']}, first at {target['first_tokens']:,}" if target["reached"] else "0"
 
 
 @click.command()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from orchestrator.build import AnyRun, build_run
+from orchestrator.config.checks import lacking
 from sweeps.agenda import Outcome
 from sweeps.spec import Json, Sweep, Trial
 
@@ -105,10 +106,8 @@ def measured_speeds(sweep: Sweep, trials: Sequence[Trial]) -> dict[Shape, Speed]
     resources = {**asdict(sweep.resources), "gpus": min(sweep.resources.gpus, gpus_here())}
     speeds = {}
     for shape in {*shapes[:: -(-len(shapes) // MEASURED_SHAPES)], shapes[-1]}:
-        unreported = replace(longest[shape], marks=(longest[shape].tokens,))
-        training = build_run(
-            unreported, resources=resources, absurd_factor=math.inf, folder=Path(os.devnull), cwd=Path.cwd()
-        )
+        unreported = replace(longest[shape], marks=(longest[shape].tokens,), asides=(), absurd_factor=math.inf)
+        training = build_run(unreported, resources=resources, folder=Path(os.devnull), cwd=Path.cwd())
         try:
             speeds[shape] = _speed(training)
         finally:
@@ -146,9 +145,5 @@ def _nearest(speeds: Mapping[Shape, Speed], wanted: Shape) -> Speed:
 
 def warnings_of(sweep: Sweep) -> list[str]:
     """Return what this machine lacks for the sweep."""
-    resources = sweep.resources
-    if resources.address is None and resources.gpus > 0 and gpus_here() < resources.gpus:
-        return [f"resources.gpus: a row takes {resources.gpus:g}, this machine has {gpus_here()}"]
-    if resources.address is None and resources.cpus > (os.cpu_count() or 1):
-        return [f"resources.cpus: a row takes {resources.cpus:g}, this machine has {os.cpu_count()}"]
-    return []
+    missing = lacking(sweep.resources)
+    return [] if missing is None else [missing]

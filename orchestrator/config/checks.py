@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from orchestrator.config.coerce import must, show
 from sweeps.agenda import first_tokens, first_trials
 from sweeps.errors import ConfigError
 from sweeps.schedules import Schedule
-from sweeps.spec import Axes, LawSpec, Range, Sweep, Validation, Variant
+from sweeps.spec import Axes, LawSpec, Range, Resources, Sweep, Validation, Variant
 
 
 def horizons(axes: Axes) -> list[tuple[int, int]]:
@@ -75,6 +76,21 @@ def check_law(law: LawSpec, axes: Axes, variants: Sequence[Variant]) -> None:
         raise ConfigError(
             f"law.variables: {show(list(law.variables))} vary only together in axes: their exponents are one"
         )
+
+
+def lacking(resources: Resources) -> str | None:
+    """Return what this machine lacks for one row; None where it has all of it, or a cluster runs the rows."""
+    if resources.address is not None:
+        return None
+    cpus = os.cpu_count() or 1
+    if resources.cpus > cpus:
+        return f"resources.cpus: a row takes {resources.cpus:g}, this machine has {cpus}"
+    if resources.gpus > 0:
+        import torch
+
+        if resources.gpus > (gpus := torch.cuda.device_count()):
+            return f"resources.gpus: a row takes {resources.gpus:g}, this machine has {gpus}"
+    return None
 
 
 def check_budget(sweep: Sweep) -> None:

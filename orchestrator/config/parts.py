@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from orchestrator.config.build import Table
-from sweeps.spec import Json, Part
+from sweeps.spec import Json, Part, Trial
 
 
 def part_of(thing: Any, name: str) -> Part:
@@ -20,7 +21,7 @@ def part_of(thing: Any, name: str) -> Part:
         version=int(cls.version),
         fields=fields_of(thing),
         source=_source_hash(cls),
-        places=tuple(_places_of(thing)),
+        outside=tuple(_outside(thing)),
     )
 
 
@@ -37,11 +38,11 @@ def fields_of(thing: Any) -> dict[str, Json]:
     }
 
 
-def _places_of(thing: Any) -> Iterator[str]:
-    """Yield the dotted names of the fields that say where something lies: a class names its own in PLACES."""
-    yield from getattr(type(thing), "PLACES", ())
+def _outside(thing: Any) -> Iterator[str]:
+    """Yield the dotted names of the fields that change no curve: a class names its own in OUTSIDE."""
+    yield from getattr(type(thing), "OUTSIDE", ())
     for name in getattr(type(thing), "TABLES", {}):
-        yield from (f"{name}.{place}" for place in _places_of(getattr(thing, name)))
+        yield from (f"{name}.{inner}" for inner in _outside(getattr(thing, name)))
 
 
 def _plain(value: Any, table: Table | None) -> Json:
@@ -55,6 +56,25 @@ def _plain(value: Any, table: Table | None) -> Json:
         name = next(name for name, choice in table.items() if choice is cls)
         return {"name": name, **({"version": version} if version > 1 else {}), **fields_of(value)}
     return value
+
+
+def changed_sources(ran: Iterable[tuple[Trial, Mapping[str, Json]]]) -> list[str]:
+    """Return a warning for each class whose source is not the one that trials ran with.
+
+    Args:
+        ran: trials as they are planned now, each with the record of it that its outcome holds.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for trial, record in ran:
+        for what in ("workload", "optimizer", "schedule"):
+            now, then = getattr(trial, what), record.get(what, {}).get("source")
+            if then and now.source and then != now.source:
+                counts[what, now.name] += 1
+    return [
+        f"the source of {what} {name!r} has changed since {count} of these trials ran; "
+        f"raise its version if its curves change"
+        for (what, name), count in sorted(counts.items())
+    ]
 
 
 def _source_hash(cls: type) -> str:

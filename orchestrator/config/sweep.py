@@ -109,7 +109,7 @@ def _sweep(tree: Tree, written: Tree, *, default_name: str, cwd: Path) -> Sweep:
 def _with_prepared_data(tree: Tree, folder: Path) -> Tree:
     """Return the tree with the folder of data that `powersweep prepare NAME` put into POWERSWEEP_HOME.
 
-    It is no part of a trial's identity (PLACES), nor of the YAML that is logged.
+    It is no part of a trial's identity (OUTSIDE), nor of the YAML that is logged.
     """
     workload = tree["workload"]
     data = workload.get("data") if isinstance(workload, dict) else None
@@ -150,7 +150,7 @@ def _variants(tree: Tree, axes: Axes, *, cwd: Path) -> tuple[tuple[Variant, ...]
     names = {part: node["name"] for part, node in nodes.items()}
     sizes: dict[str, Size] = {}
     variants = tuple(_variant(item, names, sizes) for item in made)
-    values = {name: tuple(dict.fromkeys(_frozen(v.values[name]) for v in variants)) for name in extra}
+    values = {name: tuple({repr(v.values[name]): _frozen(v.values[name]) for v in variants}.values()) for name in extra}
     return variants, Axes(axes.lr, axes.batch_tokens, axes.tokens, axes.steps, axes.seeds, values)
 
 
@@ -160,7 +160,7 @@ def _frozen(value: Json) -> Json:
 
 def _variant(item: Combination, names: Mapping[str, str], sizes: dict[str, Size]) -> Variant:
     workload = part_of(item.workload, names["workload"])
-    key = repr(workload.identity())
+    key = repr(workload.to_json())
     if key not in sizes:
         sizes[key] = _size(item.workload, workload.name)
     return Variant(workload, part_of(item.optimizer, names["optimizer"]), sizes[key], item.values)

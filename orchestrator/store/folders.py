@@ -9,6 +9,7 @@
         outcome.json                            how the trial ended
         work.log                                tokens really trained, append-only
         error.txt                               the tracebacks of its crashes, if there were any
+        script/                                 of a user's own script: its reports and its checkpoints
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 OUTCOME_FILE = "outcome.json"
 STOP_FILE = "stop"
 WORK_FILE = "work.log"
+SCRIPT_FOLDER = "script"
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back on should it be corrupt
 PROBE_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
@@ -69,21 +72,16 @@ class SweepStore:
             return []
 
     def check_writable(self) -> None:
-        """Raise StoreError if the folder cannot be made or written, or the disk is full; leave nothing behind."""
-        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        made: list[Path] = []
+        """Raise StoreError if the folder cannot be made or written, or the disk is full; leave nothing behind.
+
+        Where there is no folder yet, the one it would be made in is tried: drivers that start at once do not meet.
+        """
         with _writing(self.folder):
-            try:
-                for path in reversed(missing):
-                    path.mkdir()
-                    made.append(path)
-                with tempfile.TemporaryFile(dir=self.folder) as probe:
-                    probe.write(b"\0" * PROBE_BYTES)
-                    probe.flush()
-                    os.fsync(probe.fileno())
-            finally:
-                for path in reversed(made):
-                    path.rmdir()
+            there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+            with tempfile.TemporaryFile(dir=there) as probe:
+                probe.write(b"\0" * PROBE_BYTES)
+                probe.flush()
+                os.fsync(probe.fileno())
 
     def request_stop(self) -> None:
         """Ask the driver and its rows to save and end."""
@@ -154,12 +152,14 @@ class TrialStore:
                 log.warning("checkpoint %s is corrupt (%s): taking the one before", path, error)
         return None
 
-    def drop_checkpoints(self) -> None:
-        """Remove all checkpoints: the outcome holds what is needed of them."""
+    def drop_checkpoints(self, *, script_too: bool = False) -> None:
+        """Remove all checkpoints: the outcome holds what is needed of them. Those a user's script kept only if told."""
         self._check()
         with _writing(self.folder):
             for path in self._checkpoints():
                 path.unlink(missing_ok=True)
+            if script_too and (self.folder / SCRIPT_FOLDER).is_dir():
+                shutil.rmtree(self.folder / SCRIPT_FOLDER)
 
     def _checkpoints(self) -> list[Path]:
         """Return the checkpoints, newest first."""

@@ -1,7 +1,7 @@
 """All outcomes of a sweep at once: the outcome files, cached as one Parquet file and refreshed by change.
 
-An outcome file is plain JSON: key, outcome (one of `spec.OUTCOMES`), reason, tokens, seconds, curve (`Curve.to_json`)
-and trial (`Trial.to_json`).
+An outcome file is plain JSON: key, outcome (one of `spec.OUTCOMES`), reason, exceeded (see `Outcome`), tokens, seconds,
+curve (`Curve.to_json`), trial (`Trial.to_json`) and target (null, or metric, value and reached_tokens).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.store.folders import OUTCOME_FILE, SweepStore, read_outcome
-from sweeps.agenda import Outcome
+from sweeps.agenda import Outcome, Target
 from sweeps.curves import Curve, replacing
 from sweeps.errors import StoreError
 
@@ -31,10 +31,12 @@ SCHEMA = pa.schema(
         ("inode", pa.uint64()),
         ("outcome", pa.string()),
         ("reason", pa.string()),
+        ("exceeded", pa.float64()),
         ("tokens", pa.int64()),
         ("seconds", pa.float64()),
         ("curve", pa.string()),  # JSON
         ("trial", pa.string()),  # JSON
+        ("target", pa.string()),  # JSON
     ]
 )
 
@@ -86,9 +88,8 @@ class Index:
         for key, entry in self._entries.items():
             if key not in self._outcomes:
                 row = entry.row
-                self._outcomes[key] = outcome_of(
-                    {**row, "curve": json.loads(row["curve"]), "trial": json.loads(row["trial"])}
-                )
+                parts = {name: json.loads(row[name] or "null") for name in ("curve", "trial", "target")}
+                self._outcomes[key] = outcome_of({**row, **parts})
         return dict(sorted(self._outcomes.items()))
 
     def _write_cache(self) -> None:
@@ -114,8 +115,10 @@ def outcome_of(record: Mapping[str, Any]) -> Outcome:
         tokens=int(record.get("tokens", 0)),
         curve=Curve.from_json(record["curve"]) if record.get("curve") else Curve(),
         reason=record.get("reason") or "",
+        exceeded=record.get("exceeded"),
         seconds=float(record.get("seconds") or 0.0),
         trial=record.get("trial") or {},
+        target=Target(**record["target"]) if record.get("target") else None,
     )
 
 
@@ -124,10 +127,12 @@ def _row(key: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "key": key,
         "outcome": record["outcome"],
         "reason": record.get("reason") or "",
+        "exceeded": record.get("exceeded"),
         "tokens": int(record.get("tokens", 0)),
         "seconds": float(record.get("seconds") or 0.0),
         "curve": json.dumps(record.get("curve")),
         "trial": json.dumps(record.get("trial")),
+        "target": json.dumps(record.get("target")),
     }
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from orchestrator.store.lease import user_name
 from orchestrator.tracking import reader
-from orchestrator.tracking.card import LONGEST_TAG, LONGEST_VALUE, Card, card_of
+from orchestrator.tracking.card import LONGEST_TAG, LONGEST_VALUE, Card, card_of, fit_name, outcome_tags
 from orchestrator.tracking.client import Connection, connect, redact, resolve_uri, speaking
 from orchestrator.tracking.reader import OUTCOME_TAG, PARENT_TAG, RunCurves, RunRecord
 from orchestrator.tracking.writer import STATUS, Ending, Point, RunState, Writer
 from sweeps.agenda import Outcome
 from sweeps.errors import StoreError
+from sweeps.spec import Trial
 
 __all__ = ["Card", "RunCurves", "RunRecord", "Tracker", "card_of", "redact", "resolve_uri"]
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 class Tracker:
     """One experiment in MLflow, as the driver of a sweep writes it. Made by `open`.
+
+    Names of metrics, parameters and tags are written as MLflow takes them (`card.fit_name`): `acc@1` as `acc_1`.
 
     Trials are written by one background thread: `begin`, `log` and `end` return at once, and `flush` says whether all
     of it arrived. Everything else is done when it returns, or raises StoreError.
@@ -75,6 +78,11 @@ class Tracker:
         """MLflow's number of the experiment."""
         return self._at.experiment_id
 
+    @property
+    def parent_id(self) -> str | None:
+        """MLflow's id of the parent run, None before `parent`."""
+        return self._parent_id
+
     # -- the parent run -------------------------------------------------------------------------------------------
 
     def parent(
@@ -92,7 +100,7 @@ class Tracker:
 
         found = next((run for run in self._runs() if run.tags.get(PARENT_TAG) == sweep), None)
         old = dict(found.params) if found is not None else {}
-        params = {name: str(value)[:LONGEST_VALUE] for name, value in params.items()}
+        params = {fit_name(name): str(value)[:LONGEST_VALUE] for name, value in params.items()}
         changed = {f"now.{name}": text for name, text in params.items() if old.get(name, text) != text}
         wanted = {**(tags or {}), **changed, PARENT_TAG: sweep, "powersweep.key": sweep_key}
         wanted |= {"mlflow.user": self._user, "mlflow.source.name": "powersweep"}
@@ -161,10 +169,12 @@ class Tracker:
         """End the run of a trial: one of `spec.OUTCOMES`, or "paused"."""
         self._writing().end(key, Ending(outcome, tags or {}, self._clock()))
 
-    def flush(self, *, timeout_seconds: float = 60.0) -> None:
-        """Return once MLflow has everything. Raises StoreError if it does not take it."""
-        if self._writer is not None:
-            self._writer.flush(timeout_seconds=timeout_seconds)
+    def flush(self, *, timeout_seconds: float = 60.0) -> dict[str, str]:
+        """Return once MLflow has everything, less the trials it never will take: these by key, and why.
+
+        Raises StoreError if MLflow does not answer.
+        """
+        return {} if self._writer is None else self._writer.flush(timeout_seconds=timeout_seconds)
 
     def close(self) -> None:
         """End the background thread; what it has not written is left to the next `settle`."""
@@ -194,6 +204,11 @@ class Tracker:
                 with speaking(self._at.uri):
                     self._at.client.set_terminated(run.run_id, "KILLED", int(self._clock() * 1000))
         runs = self._children()
+        here = {self._parent_id, *(run.run_id for run in self._runs())}
+        for run in runs.values():
+            if self._parent_id is not None and run.tags.get("mlflow.parentRunId") not in here:
+                with speaking(self._at.uri):  # its parent was deleted
+                    self._at.client.set_tag(run.run_id, "mlflow.parentRunId", self._parent_id)
         for key, outcome in outcomes.items():
             if key not in runs or not _is_whole(runs[key], outcome):
                 _write_whole(writer, outcome, self._clock())
@@ -215,6 +230,13 @@ class Tracker:
         """Return the runs of trials that ended well (finished or diverged), by key, as MLflow has them now."""
         self._listed = None
         return {key: run for key, run in self._children().items() if run.status == "FINISHED"}
+
+    def ended(self, trials: Iterable[Trial]) -> list[dict[str, Any]]:
+        """Return the outcomes, as their files have them, of those of these trials that ended well and whole here."""
+        runs = self._children()
+        found = [(trial, runs[trial.key]) for trial in trials if trial.key in runs]
+        records = [reader.outcome_record(self._at, run, trial) for trial, run in found if run.status == "FINISHED"]
+        return [record for record in records if record is not None]
 
     def read_curves(self, *, metrics: Collection[str] | None = None, only_finished: bool = False) -> list[RunCurves]:
         """Return every run that holds metrics, with its curves, whoever logged it: see `reader.read_curves`."""
@@ -270,5 +292,4 @@ def _write_whole(writer: Writer, outcome: Outcome, now: float) -> None:
     ]
     writer.begin(outcome.key, card_of(outcome.trial), started=ended - outcome.seconds)
     writer.log(outcome.key, points)
-    tags = {"reason": outcome.reason} if outcome.reason else {}
-    writer.end(outcome.key, Ending(outcome.outcome, tags, ended))
+    writer.end(outcome.key, Ending(outcome.outcome, outcome_tags(outcome), ended))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from sweeps.agenda import Outcome
 
 PARTS = ("workload", "optimizer", "schedule")
 PLAIN = ("lr", "batch_tokens", "tokens", "seed", "parameters", "precision")
 LONGEST_VALUE = 6000  # characters of a parameter: MLflow's limit
 LONGEST_TAG = 5000
+LONGEST_NAME = 250
+UNFIT = re.compile(r"[^\w/. :-]")  # what MLflow 3 takes in no name of a metric, parameter or tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,23 @@ class Card:
     name: str
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def fit_name(name: str) -> str:
+    """Return a name of a metric, parameter or tag as MLflow takes it: `acc@1` -> `acc_1`, no `..`, 250 characters.
+
+    Two names that differ in such characters alone become one, and the first of them counts.
+    """
+    steps = [step for step in UNFIT.sub("_", name).split("/") if step not in ("", ".")]
+    return "/".join(f"__{step[2:]}" if step.startswith("..") else step for step in steps)[:LONGEST_NAME] or "_"
+
+
+def fit_names(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the values under names that MLflow takes."""
+    fitting: dict[str, str] = {}
+    for name, value in values.items():
+        fitting.setdefault(fit_name(name), value)
+    return fitting
 
 
 def card_of(trial: Mapping[str, Any]) -> Card:
@@ -33,7 +55,20 @@ def card_of(trial: Mapping[str, Any]) -> Card:
         params.update(_flat(place, part.get("fields", {})))
         if part.get("source"):
             tags[f"source.{place}"] = str(part["source"])
-    return Card(_name(trial), params, tags)
+    return Card(_name(trial), fit_names(params), tags)
+
+
+def outcome_tags(outcome: Outcome) -> dict[str, str]:
+    """Return what MLflow shows of how a trial ended, beside the outcome itself."""
+    tags = {"reason": outcome.reason} if outcome.reason else {}
+    target = outcome.target
+    if target is not None and target.reached_tokens is not None:
+        tags["target_reached_tokens"] = str(target.reached_tokens)
+    if len(outcome.curve) and outcome.tokens > outcome.curve.tokens[-1]:  # diverged between two reports
+        tags["ended_at_tokens"] = str(outcome.tokens)
+    if outcome.exceeded is not None:
+        tags["exceeded"] = repr(outcome.exceeded)
+    return tags
 
 
 def human(count: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -12,7 +13,8 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +67,9 @@ def connect(uri: str, experiment: str, *, home: Path, create: bool = True) -> Co
     Raises:
         StoreError: within ten seconds, in one line, if the store cannot be used or lacks the experiment.
     """
-    _check_scheme(uri)
-    probe(uri)
-    if uri.startswith("sqlite:"):
-        _prepare_sqlite(uri, create=create)
-    client = _client(uri)
-    with speaking(uri):
+    check(uri, create=create)
+    with _alone(uri), speaking(uri):
+        client = _client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage != "active":
             raise StoreError(
@@ -86,6 +85,14 @@ def connect(uri: str, experiment: str, *, home: Path, create: bool = True) -> Co
                 f"tracking: no experiment {experiment!r} in {redact(uri)}. It has: {', '.join(names) or 'none'}"
             )
     return Connection(client, experiment_id, experiment, uri)
+
+
+def check(uri: str, *, create: bool = True) -> None:
+    """Raise StoreError within ten seconds if the store cannot be used; of a file, makes it if it may."""
+    _check_scheme(uri)
+    probe(uri)
+    if uri.startswith("sqlite:"):
+        _prepare_sqlite(uri, create=create)
 
 
 class speaking:  # noqa: N801 - a context manager, read as a word
@@ -172,11 +179,27 @@ def _prepare_sqlite(uri: str, *, create: bool) -> None:
         raise StoreError(f"tracking: there is no store {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with sqlite3.connect(path, timeout=PROBE_SECONDS) as database:
+        with _alone(uri), sqlite3.connect(path, timeout=PROBE_SECONDS) as database:
             database.execute("PRAGMA journal_mode=WAL")
         database.close()
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"tracking: {path} cannot be used: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Let one process at a time open a SQLite file: MLflow makes its tables then, and two at once break each other."""
+    path = _sqlite_path(uri) if uri.startswith("sqlite:") else None
+    if path is None:
+        yield
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)  # and the lock with it
 
 
 def _artifacts(uri: str, home: Path, experiment: str) -> str | None:

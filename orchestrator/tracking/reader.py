@@ -7,7 +7,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.tracking.card import PARTS
 from orchestrator.tracking.client import Connection, speaking
+from sweeps.curves import Curve
+from sweeps.spec import Trial
 
 KEY_TAG = "trial_key"
 OUTCOME_TAG = "outcome"
@@ -95,6 +98,32 @@ def _pages(at: Connection) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def outcome_record(at: Connection, run: RunRecord, trial: Trial) -> dict[str, Any] | None:
+    """Return how a trial ended, as its outcome file has it; None if its run did not end well, or lacks a report.
+
+    The file is plain JSON, see `orchestrator.store.index`. A report's step is not kept in MLflow: it is worked out.
+    """
+    with speaking(at.uri):
+        curve = Curve.from_json(_curve(at, run, None))
+    if run.outcome not in ("finished", "diverged"):
+        return None
+    if run.outcome == "finished" and not set(trial.marks) <= set(curve.tokens.tolist()):
+        return None
+    record = trial.to_json()
+    for name in PARTS:  # the source it ran with
+        record[name]["source"] = run.tags.get(f"source.{name}", "")
+    return {
+        "key": trial.key,
+        "outcome": run.outcome,
+        "reason": run.tags.get("reason", ""),
+        "exceeded": float(run.tags["exceeded"]) if "exceeded" in run.tags else None,
+        "tokens": int(run.tags.get("ended_at_tokens", curve.tokens[-1] if len(curve) else 0)),
+        "curve": curve.to_json(),
+        "trial": record,
+        "seconds": max(0.0, (run.ended or 0.0) - (run.started or run.ended or 0.0)),
+    }
 
 
 def _record(run: Any) -> RunRecord:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.tracking.card import LONGEST_TAG, LONGEST_VALUE, Card
+from orchestrator.tracking.card import LONGEST_TAG, LONGEST_VALUE, Card, fit_name, fit_names
 from orchestrator.tracking.client import Connection, redact
 from orchestrator.tracking.reader import KEY_TAG, OUTCOME_TAG, logged_points
 from sweeps.errors import StoreError
@@ -110,6 +110,7 @@ class Writer:
 
     def begin(self, key: str, card: Card, *, started: float) -> None:
         """Open the run of a trial, or open it again."""
+        card = Card(card.name, fit_names(card.params), fit_names(card.tags))
         self._add(key, _Waiting(card=card, started=started))
 
     def log(self, key: str, points: Sequence[Point]) -> None:
@@ -122,11 +123,11 @@ class Writer:
 
     # -- asked by the driver, waits -------------------------------------------------------------------------------
 
-    def flush(self, *, timeout_seconds: float = 60.0) -> None:
-        """Return once MLflow has everything.
+    def flush(self, *, timeout_seconds: float = 60.0) -> dict[str, str]:
+        """Return once MLflow has everything, less the trials it never will take: these by key, and why.
 
         Raises:
-            StoreError: it does not take it, after a few attempts or with nothing written for this time. What is
+            StoreError: it does not answer, after a few attempts or with nothing written for this time. What is
                 missing goes on waiting.
         """
         written, deadline = self._written, time.monotonic() + timeout_seconds
@@ -141,14 +142,15 @@ class Writer:
                     break
                 self._changed.wait(min(left, 1.0))
             self._urgent = False
-            missing = len(self._waiting.keys() | self._lost.keys())
-            reason = next(iter(self._lost.values()), None) or self._trouble or f"not done in {timeout_seconds:.0f} s"
-            self._lost = {}
+            missing = len(self._waiting)
+            reason = self._trouble or f"not done in {timeout_seconds:.0f} s"
+            lost, self._lost = self._lost, {}
         if missing:
             raise StoreError(
                 f"tracking: {redact(self._at.uri)} lacks {missing} trials ({reason}); "
                 f"their outcomes are safe on disk, and the same command writes them again"
             )
+        return lost
 
     def close(self) -> None:
         """End the thread after what it is writing now; call `flush` first."""
@@ -199,7 +201,7 @@ class Writer:
             except Exception as error:  # noqa: BLE001 - whatever MLflow raises is the driver's to hear, at `flush`
                 reason = redact(error)[:300]
                 if getattr(error, "error_code", None) in HOPELESS:
-                    log.warning("trial %s cannot be written to MLflow: %s", key[:12], reason)
+                    log.info("trial %s cannot be written to MLflow: %s", key[:12], reason)  # `flush` tells of it
                     self._lost[key] = reason
                     del batch[key]
                     continue
@@ -287,7 +289,7 @@ def _fresh(points: Sequence[Point], logged: set[tuple[str, int]]) -> dict[tuple[
     fresh: dict[tuple[str, int], tuple[float, int]] = {}
     for point in points:
         for name, value in point["metrics"].items():
-            place = (name, int(point["tokens"]))
+            place = (fit_name(name), int(point["tokens"]))
             if value is not None and place not in logged:
                 fresh.setdefault(place, (float(value), int(point["timestamp"] * 1000)))
     return fresh

@@ -67,6 +67,7 @@ class ReportData:
         loss: the metric that is minimised.
         remarks: sentences on what was refused, failed or left out, beside censored cells.
         tracking: address of the tracking store, to look further.
+        targets: sentences on how many trials reached the workload's target, and how soon.
     """
 
     name: str
@@ -80,6 +81,7 @@ class ReportData:
     loss: str = "validation/loss"
     remarks: tuple[str, ...] = ()
     tracking: str | None = None
+    targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.laws:

@@ -96,7 +96,8 @@ def _convention(report: LawReport, unit: str) -> str:
 def _usage(report: LawReport) -> str:
     if report.law is None:
         return ""
-    target = report.verdict.target if report.verdict else {n: high for n, (_, high) in report.law.box.items()}
+    asked = report.verdict is not None and report.verdict.predicted.place != "beyond"
+    target = report.verdict.target if report.verdict and asked else {n: x for n, (_, x) in report.law.box.items()}
     batch, tokens = round(target["batch_tokens"]), round(target["tokens"])
     size = round(target["parameters"]) if "parameters" in report.law.variables else None
     option, argument = ("", "") if size is None else (f" --parameters {size}", f", parameters={size}")
@@ -182,7 +183,8 @@ def _cost(data: ReportData) -> str:
         ("FLOPs", f"{cost.flops:.2e}"),
         ("training time, summed over trials", seconds_text(cost.seconds)),
     ]
-    return f"<h3>Cost</h3>{_pairs(rows)}"
+    reached = "".join(f"<p>{escape(line[0].upper() + line[1:])}.</p>" for line in data.targets)
+    return f"<h3>Cost</h3>{_pairs(rows)}{reached}"
 
 
 def _recipe(data: ReportData) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 from sweeps.spec.canonical import Json, canonical_json, content_key, six_digits
+from sweeps.spec.part import Part
 from sweeps.spec.sections import (
     Axes,
     Budget,
@@ -22,6 +23,7 @@ from sweeps.spec.sections import (
 )
 
 __all__ = [
+    "ABSURD_FACTOR",
     "OUTCOMES",
     "Axes",
     "Budget",
@@ -47,51 +49,7 @@ __all__ = [
 ]
 
 OUTCOMES = ("finished", "diverged", "stopped", "failed")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A named choice with all its fields resolved: a workload, an optimizer or a schedule.
-
-    `version` is the class's own declared version: it goes up when its curves change. `source` is a hash of its
-    source code, not part of the identity: a mismatch only warns. Nor are the fields named in `places`, such as
-    "data.path": where a corpus lies changes no curve, and its content is in the trial's data fingerprint.
-    """
-
-    name: str
-    version: int = 1
-    fields: Mapping[str, Json] = field(default_factory=dict)
-    source: str = field(default="", compare=False)
-    places: tuple[str, ...] = field(default=(), compare=False)
-
-    def identity(self) -> Json:
-        """Return what can change a curve."""
-        return {"name": self.name, "version": self.version, "fields": _without(self.fields, self.places)}
-
-    def to_json(self) -> Json:
-        """Return all of it as plain JSON; `from_json` is its inverse."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "fields": dict(self.fields),
-            "source": self.source,
-            "places": list(self.places),
-        }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Json]) -> Part:
-        """Return the part of a record made by `to_json`."""
-        return cls(**{**record, "places": tuple(record.get("places", ()))})
-
-
-def _without(fields: Mapping[str, Json], places: tuple[str, ...]) -> dict[str, Json]:
-    """Return the fields less those named by dotted places."""
-    kept = {}
-    for name, value in fields.items():
-        inner = tuple(place.removeprefix(f"{name}.") for place in places if place.startswith(f"{name}."))
-        if name not in places:
-            kept[name] = _without(value, inner) if inner and isinstance(value, Mapping) else value
-    return kept
+ABSURD_FACTOR = 3.0  # a loss above this many times the first is divergence; a choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +80,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run to one horizon: everything that can change its curve, and nothing else.
+    """One training run to one horizon: everything that can change its curve, and what its worker must know besides.
 
     Under an open-ended schedule (no cooldown) the curve does not depend on the horizon, so `tokens` is not part of
     the identity: a longer horizon goes on from where the shorter one ended.
@@ -131,6 +89,9 @@ class Trial:
         tokens: the horizon, whole batches.
         marks: absolute token counts at which the run reports, ascending, the last one `tokens`.
         precision: "float32" or "bfloat16" (autocast).
+        ladder: what of the marks is part of the identity.
+        asides: the marks that are not on the ladder: horizons of an open-ended run, which only evaluates there.
+        absurd_factor: a loss above this many times the first ends the run as diverged; not part of the identity.
     """
 
     workload: Part
@@ -145,6 +106,8 @@ class Trial:
     precision: str = "float32"
     open_ended: bool = False
     ladder: Json = None
+    asides: tuple[int, ...] = ()
+    absurd_factor: float = field(default=ABSURD_FACTOR, compare=False)
     parameters: int = field(default=0, compare=False)
     flops_per_token: float = field(default=0.0, compare=False)
 
@@ -171,13 +134,19 @@ class Trial:
             "optimizer": self.optimizer.to_json(),
             "schedule": self.schedule.to_json(),
             "marks": list(self.marks),
+            "asides": list(self.asides),
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Json]) -> Trial:
         """Return the trial of a record made by `to_json`."""
         parts = {name: Part.from_json(record[name]) for name in ("workload", "optimizer", "schedule")}
-        return cls(**{**record, **parts, "marks": tuple(record["marks"])})
+        marks = {name: tuple(record.get(name, ())) for name in ("marks", "asides")}
+        return cls(**{**record, **parts, **marks})
+
+    def passed_unseen(self, tokens: int, seen: Iterable[int]) -> bool:
+        """Return whether a run of this key that stands at `tokens` has passed an aside that is not among `seen`."""
+        return any(aside <= tokens for aside in set(self.asides).difference(seen))
 
     @cached_property
     def key(self) -> str:
@@ -245,6 +214,24 @@ class Sweep:
     def experiment(self) -> str:
         """The MLflow experiment, and the folder in the checkpoint store."""
         return self.tracking.experiment or self.name
+
+    @property
+    def absurd_factor(self) -> float:
+        """How many times its first loss ends a run as diverged."""
+        return next((part.fields["above"] for part in self.stopping if part.name == "diverged"), ABSURD_FACTOR)
+
+    @cached_property
+    def size_axes(self) -> frozenset[str]:
+        """The further axes of the workload of which every value makes another N, all else equal."""
+        found = {axis for axis in self.variants[0].values if axis.startswith("workload.")}
+        for axis in list(found):
+            sizes: dict[str, list[int]] = {}
+            for variant in self.variants:
+                others = canonical_json({name: x for name, x in variant.values.items() if name != axis})
+                sizes.setdefault(others, []).append(variant.size.parameters)
+            if any(len(set(of_axis)) < len(of_axis) for of_axis in sizes.values()):
+                found.remove(axis)
+        return frozenset(found)
 
     def recipe(self) -> Json:
         """Return what a law is a law of: the recipe without its axes."""

@@ -96,7 +96,7 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Ceilings; None is none. Growth and validation stay within them."""
+    """Ceilings; None is none. Growth and validation stay within them. `seconds` are of one command, not of all."""
 
     trials: int | None = None
     tokens: float | None = None

@@ -110,7 +110,6 @@ class Lab:
             "folder": str(self.store(loaded.sweep.experiment).folder),
             "fence": fence,
             "resources": asdict(loaded.sweep.resources),
-            "absurd_factor": 3.0,
             "cwd": str(self.folder),
         }
         return {"row": json.dumps(row)}

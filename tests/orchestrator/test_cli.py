@@ -94,7 +94,7 @@ def train(sweep: Sweep, home: Path, *, brackets: int = 100, held_out: bool = Fal
         for trial in trials_of(sweep, bracket, lrs):
             place = store.trial(trial.key, fence=0)
             resources = asdict(sweep.resources)
-            run = build_run(trial, resources=resources, absurd_factor=3.0, folder=place.folder, cwd=Path.cwd())
+            run = build_run(trial, resources=resources, folder=place.folder, cwd=Path.cwd())
             while run.status == "running":
                 run.advance(deadline=None, clock=time.monotonic)
             place.save_checkpoint(*run.state())
@@ -393,6 +393,21 @@ def test_prepare_makes_a_corpus_that_a_sweep_can_name(folder: Path) -> None:
     shape = ["axes.batch_tokens=[64,128]", "axes.tokens=[1024,2048]"]
     plan = json.loads(printed("plan", "tiny.yaml", *overrides, *shape, "--no-time", "--json"))
     assert plan["unit"] == "byte"
+
+
+def test_status_knows_the_trials_of_a_corpus_that_has_moved(folder: Path) -> None:
+    (folder / "book.txt").write_text("It was the best of times, it was the worst of times. " * 500)
+    printed("prepare", "book.txt", "--out", "corpus")
+    gpt = (
+        "{name: gpt, width: 8, depth: 1, heads: 1, context: 16, validation_tokens: 64, data: {name: tokens, path: %s}}"
+    )
+    shape = ["axes.batch_tokens=[64]", "axes.tokens=[128,256]", "law.variables=[tokens]"]
+    here, moved = ([f"workload={gpt % path}", *shape] for path in ("corpus", "moved"))
+    count = train(load_sweep("tiny.yaml", here, cwd=folder, environ={}).sweep, folder / "home")
+    (folder / "corpus").rename(folder / "moved")
+    assert json.loads(printed("status", "tiny.yaml", *moved, "--json"))["done"] == count > 0
+    other = [*moved, "workload.width=16"]
+    assert json.loads(printed("status", "tiny.yaml", *other, "--json"))["done"] == 0
 
 
 @pytest.mark.parametrize(

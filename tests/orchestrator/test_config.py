@@ -16,6 +16,7 @@ from orchestrator.config import build, load_sweep, object_of, part_of, resolve_t
 from orchestrator.config.coerce import coerce
 from orchestrator.config.sources import SHIPPED
 from sweeps.errors import ConfigError
+from sweeps.plan import brackets_of, trials_of
 from sweeps.schedules import SCHEDULES
 from sweeps.spec import Range, Seeds, Sweep, canonical_json
 from sweeps.stopping import STOPPERS
@@ -59,6 +60,40 @@ def test_a_record_makes_the_same_object_again(table: Mapping[str, type], name: s
     assert part_of(object_of(table, part, "here"), name) == part
     assert canonical_json(part.identity())
     assert len(part.source) == 12
+
+
+@pytest.mark.parametrize(("table", "name"), EVERY, ids=[name for _, name in EVERY])
+def test_a_field_named_outside_the_identity_exists_and_is_left_out(table: Mapping[str, type], name: str) -> None:
+    part = part_of(build(table, {"name": name, **NEEDED.get(name, {})}, "here"), name)
+    own = [place for place in part.outside if "." not in place]
+    assert set(own) <= part.fields.keys()
+    assert not set(own) & part.identity()["fields"].keys()
+
+
+@pytest.mark.parametrize(
+    ("workload", "changes"),
+    [
+        ("gpt", ["validation_target_value=3.0"]),
+        ("image", ["validation_target_value=0.97"]),
+        ("script", ["parameters=9", "flops_per_token=54.0", "train_tokens=1000", "unit=sample"]),
+    ],
+)
+def test_what_changes_no_curve_changes_no_key(
+    folder: Path, workload: str, changes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "train.py").write_text("")
+    here = [f"workload={{name: {workload}{', path: train.py' if workload == 'script' else ''}}}"]
+    here += ["axes.batch_tokens=[256,512]", "axes.tokens=[65536,131072]"]
+    plain, changed = (loaded(folder, *here, *(f"workload.{c}" for c in some)) for some in ([], changes))
+    keys = [
+        [t.key for bracket in brackets_of(sweep) for t in trials_of(sweep, bracket, [0.1])]
+        for sweep in (plain, changed)
+    ]
+    assert keys[0] == keys[1]
+    assert plain.variants[0].workload.fields != changed.variants[0].workload.fields
+    if workload == "script":
+        assert (changed.variants[0].size.parameters, changed.variants[0].size.unit) == (9, "sample")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))

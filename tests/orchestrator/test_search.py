@@ -20,17 +20,22 @@ from sweeps.spec import Axes, Part, Range, Result, Search, Size, Sweep, Variant
 
 SIZE = Size(100, 100, 600.0, 1, "sample", None, "d")
 LR = Range(1e-3, 1.0, "log")
+GRID = Search()
 SEARCH = {"trials": 9, "wave": 4, "seed": 3}
 
 
+def made_sweep(search: Search = GRID, *, lr: Range = LR, tokens: tuple[int, ...] = (64,), **other: Any) -> Sweep:
+    fields = {"variants": (Variant(Part("quadratic"), Part("sgd"), SIZE),), "schedule": Part("wsd"), **other}
+    return Sweep("s", axes=Axes(lr=lr, batch_tokens=(4,), tokens=tokens), search=search, **fields)
+
+
 def bracket() -> Bracket:
-    axes = Axes(lr=LR, batch_tokens=(4,), tokens=(64,))
-    return brackets_of(Sweep("s", (Variant(Part("quadratic"), Part("sgd"), SIZE),), Part("wsd"), axes))[0]
+    return brackets_of(made_sweep())[0]
 
 
-def chooser(name: str, journal: Path, **options: Any) -> OptunaChooser:
-    only_read = options.pop("only_read", False)
-    return OptunaChooser(Search(name=name, **{**SEARCH, **options}), LR, journal=journal, only_read=only_read)
+def chooser(name: str, journal: Path, *, only_read: bool = False, **options: Any) -> OptunaChooser:
+    sweep = made_sweep(Search(name=name, **{**SEARCH, **options}))
+    return OptunaChooser(sweep, journal=journal, only_read=only_read)
 
 
 def bowl(lr: float) -> float | None:
@@ -111,15 +116,58 @@ def test_what_a_driver_asked_and_did_not_write_down_is_failed_and_asked_again(tm
 
 
 def test_an_lr_asked_again_is_trained_once_and_the_search_goes_on(tmp_path: Path) -> None:
-    made = OptunaChooser(
-        Search(name="random", trials=12, wave=2), Range(0.1, 0.1000003, "log"), journal=tmp_path / "journal"
-    )
+    narrow = made_sweep(Search(name="random", trials=12, wave=2), lr=Range(0.1, 0.1000003, "log"))
+    made = OptunaChooser(narrow, journal=tmp_path / "journal")
     tried: list[float] = []
     while lrs := made.next_lrs(bracket(), tried, results(tried)):
         tried += [lr for lr in lrs if lr not in tried]
     (study,) = studies(tmp_path / "journal")
     assert len(tried) <= 4  # all there are, at six digits
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
+
+
+OTHER_DATA = Size(100, 100, 600.0, 1, "sample", None, "other")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"schedule": Part("cosine")},
+        {"schedule": Part("wsd", fields={"cooldown_fraction": 0.5})},
+        {"precision": "bfloat16"},
+        {"lr": Range(LR.low, LR.high, "linear")},
+        {"variants": (Variant(Part("quadratic"), Part("sgd"), OTHER_DATA),)},
+        {"variants": (Variant(Part("quadratic"), Part("sgd", fields={"momentum": 0.5}), SIZE),)},
+        {"tokens": (128,)},
+    ],
+    ids=str,
+)
+def test_another_recipe_is_another_search(other: dict[str, Any], tmp_path: Path) -> None:
+    search, journal = Search(name="random", **SEARCH), tmp_path / "journal"
+    asked = []
+    for sweep in (made_sweep(search), made_sweep(search, **other)):
+        (its_bracket,) = brackets_of(sweep)
+        asked.append(OptunaChooser(sweep, journal=journal).next_lrs(its_bracket, [], {}))
+    assert not set(asked[0]) & set(asked[1])
+    assert len(studies(journal)) == 2
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_an_open_ended_bracket_keeps_its_lrs_when_a_longer_horizon_is_added(name: str, tmp_path: Path) -> None:
+    search, journal = Search(name=name, **SEARCH), tmp_path / "journal"
+    asked = []
+    for horizons in ((64,), (64, 128)):
+        sweep = made_sweep(search, tokens=horizons, schedule=Part("constant"))
+        (its_bracket,) = brackets_of(sweep)
+        made = OptunaChooser(sweep, journal=journal)
+        tried: list[float] = []
+        while lrs := made.next_lrs(
+            its_bracket, tried, {cell.key: next(iter(results(tried).values())) for cell in its_bracket.cells}
+        ):
+            tried += lrs
+        asked.append(tried)
+    assert asked[0] == asked[1]
+    assert len(studies(journal)) == 1
 
 
 def test_reading_asks_nothing_and_writes_nothing(tmp_path: Path) -> None:

@@ -210,14 +210,26 @@ def test_an_mlflow_that_is_lost_is_written_anew_from_the_outcomes(swept: Any, tm
 
 
 @pytest.mark.ray
-def test_a_store_that_is_lost_is_trained_again_into_the_same_runs(
+def test_a_store_that_is_lost_is_taken_from_mlflow_but_for_what_mlflow_lacks_too(
     swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = swept[0].copy(tmp_path / "lost")
     monkeypatch.chdir(lab.folder)
-    law = lab.law()
+    law, outcomes = lab.law(), lab.outcomes()
     shutil.rmtree(lab.home / "sweeps")
-    assert lab.run().exit_code == 0
+    ended = lab.run()
+    assert ended.lines[0] == "Nothing to run: all 17 trials are done."
+    assert ended.exit_code == 0
+    assert lab.law() == law
+    assert {key: (o.outcome, o.tokens, o.exceeded) for key, o in lab.outcomes().items()} == {
+        key: (o.outcome, o.tokens, o.exceeded) for key, o in outcomes.items()
+    }
+    assert lab.statuses() == {"FINISHED": 17, "parent FINISHED": 1}
+    gone = lab.mlflow_runs()[1][3]
+    lab.client().delete_run(gone.info.run_id)
+    shutil.rmtree(lab.home / "sweeps")
+    ended = lab.run()
+    assert ended.lines[0].startswith("1 trial ended")
     assert lab.law() == law
     assert lab.statuses() == {"FINISHED": 17, "parent FINISHED": 1}
 
@@ -237,7 +249,7 @@ def test_a_sweep_cut_twice_goes_on_to_the_same_law_to_the_byte(swept: Any, lab: 
     assert 2 <= before < 17
     when(lambda: ended_trials(lab) >= before + 2, lab.store().request_stop)
     ended = lab.run()
-    assert (ended.exit_code, ended_trials(lab) < 17) == (0, True)
+    assert (ended.exit_code, ended_trials(lab) < 17) == (130, True)
     assert ended.lines[0].startswith("Stopped (asked to stop): ")
     assert lab.run().exit_code == 0
     assert lab.law() == swept[0].law()
@@ -261,9 +273,23 @@ def test_a_second_driver_is_told_who_holds_the_sweep(lab: Any, monkeypatch: pyte
 @pytest.mark.ray
 def test_time_that_is_used_up_stops_cleanly_and_says_so(lab: Any, ray_here: None) -> None:
     ended = lab.run("budget.seconds=0.001")
-    assert ended.exit_code == 0
+    assert ended.exit_code == 1
     assert ended.lines[0].startswith("Stopped (budget.seconds, 0.001, is used up): 15 trials are not finished")
+    assert ended.lines[1] == "To go on: powersweep run tiny.yaml budget.seconds=0.001"
     assert not lab.statuses()["parent RUNNING"]
+
+
+@pytest.mark.ray
+def test_time_that_is_used_up_gives_the_law_of_the_cells_that_are_complete(lab: Any, ray_here: None) -> None:
+    lab.train()
+    ended = lab.run(MORE, "budget.seconds=0.001")
+    assert ended.exit_code == 1
+    assert ended.lines[0].startswith("Stopped (budget.seconds, 0.001, is used up): 5 trials are not finished")
+    assert ended.lines[2].startswith("law: lr* = ")
+    cells = json.loads(lab.law())["cells"]
+    assert {cell["tokens"] for cell in cells} == {64, 128, 256}
+    page = (lab.store().folder / "report" / "report.html").read_text()
+    assert "5 trials are not finished" in page
 
 
 # -- code of the user's, and workers that die -----------------------------------------------------------------------

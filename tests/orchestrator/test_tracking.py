@@ -359,12 +359,32 @@ def test_a_run_that_was_deleted_under_the_driver_is_reported_and_written_by_the_
     (run,) = tracker._at.client.search_runs([tracker.experiment_id])
     tracker._at.client.delete_run(run.info.run_id)
     tracker.log(KEYS[0], points(4))
-    with pytest.raises(StoreError, match=r"lacks 1 trials .*active.*their outcomes are safe"):
-        tracker.flush()
+    lost = tracker.flush()
+    assert lost.keys() == {KEYS[0]}
+    assert "active" in lost[KEYS[0]]
     second = opened()
     second.settle({KEYS[0]: outcome(KEYS[0])})
     second.flush()
     assert runs(second)[KEYS[0]][0] == "FINISHED"
+
+
+def test_names_that_mlflow_does_not_take_are_written_as_it_takes_them(opened: Opener) -> None:
+    tracker = opened()
+    tracker.parent("sweep", sweep_key="k", params={"what?": "x"})
+    names = ["acc@1", "a//b/../c", "/root", "..", "ümlaut", "x" * 300, "top5 %"]
+    tracker.begin(KEYS[0], "t@1", {**PARAMS, "workload.settings.who@": "me"}, {"tag@": "y"})
+    tracker.log(KEYS[0], [{"tokens": 4, "step": 1, "timestamp": 1e9, "metrics": dict.fromkeys(names, 0.5)}])
+    tracker.end(KEYS[0], "finished")
+    assert tracker.flush() == {}
+    (read,) = tracker.read_curves()
+    expected = {"acc_1", "a/b/__/c", "root", "__", "ümlaut", "x" * 250, "top5 _"}
+    assert read.curve["metrics"] == {name: [0.5] for name in expected}
+    assert read.run.params == {**PARAMS, "workload.settings.who_": "me"}
+    assert (read.run.tags["tag_"], read.run.status) == ("y", "FINISHED")
+    again = opened()
+    again.log(KEYS[0], [{"tokens": 4, "step": 1, "timestamp": 1e9, "metrics": dict.fromkeys(names, 0.5)}])
+    assert again.flush() == {}
+    assert runs(again)[KEYS[0]][0] == "FINISHED"
 
 
 def test_the_sweeps_own_uri_wins_over_the_environment_over_the_default(tmp_path: Path) -> None:
@@ -433,6 +453,40 @@ def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.db").write_text("no database at all, but long enough to be taken for a damaged one" * 30)
     with pytest.raises(StoreError, match=r"bad.db cannot be used: file is not a database"):
         Tracker.open(f"sqlite:///{tmp_path}/bad.db", tmp_path, "e", environ={})
+
+
+FIRST = """
+import sys
+from pathlib import Path
+import mlflow
+from orchestrator.tracking.client import connect
+print("ready", flush=True)
+sys.stdin.readline()
+print(connect(f"sqlite:///{sys.argv[1]}/mlflow.db", sys.argv[2], home=Path(sys.argv[1])).experiment_id)
+"""
+
+
+@pytest.mark.slow
+def test_two_first_commands_make_one_database(tmp_path: Path) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST, str(tmp_path / "home"), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    ended = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(set(ended)) == 2
 
 
 def test_reading_makes_nothing(tmp_path: Path, tracking_home: Path, opened: Opener) -> None:

@@ -28,6 +28,15 @@ class Raising(Quadratic):
             raise ArithmeticError("boom")
         return Quadratic.model_fn(self, *arguments)
 """
+SCRIPT = """
+from workloads.script import checkpoint_folder, report, resume_folder, trial
+
+done = int((checkpoint_folder() / "done").read_text()) if resume_folder() else 0
+for mark in trial().marks:
+    if mark > done:
+        report(tokens=mark, loss=1 + 1 / mark)
+        (checkpoint_folder() / "done").write_text(str(mark))
+"""
 SLOW = ["resources.report_seconds=0.02", "resources.checkpoint_seconds=1000"]  # a report every few steps
 
 
@@ -142,6 +151,83 @@ def test_an_open_ended_trial_goes_on_to_a_longer_horizon(lab: Any) -> None:
     run_out(Row(config=config(lab, [then], *long)))
     assert lab.store().trial(then.key, fence=0).read_work() == [(0, 256), (256, 1024)]
     assert lab.outcomes()[then.key].tokens == 1024
+
+
+OPEN = ["schedule={name: constant}", "search.grow=0", "axes.lr=[0.1,0.2,0.4]"]
+SEEN = ("validation/loss", "train/loss", "lr", "grad_norm")
+
+
+def curves(lab: Any) -> dict[str, dict[int, list[float]]]:
+    """All curves there are, but for their speeds and times."""
+    return {
+        key: {int(t): [float(o.curve.metrics[m][i]) for m in SEEN] for i, t in enumerate(o.curve.tokens)}
+        for key, o in lab.outcomes().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "work"),
+    [
+        ("[64,200]", "[64,200,400]", [(0, 200), (200, 400)]),  # 50 steps are no mark of the ladder
+        ("[64,128]", "[64,128,200]", [(0, 128), (128, 200)]),
+        ("[128,256]", "[100,128,256]", [(0, 256), (0, 256)]),  # passed without a look: anew
+        ("[128,256]", "[100,128,256,400]", [(0, 256), (0, 400)]),
+    ],
+)
+def test_more_horizons_under_an_open_ended_schedule_are_the_same_as_asking_for_all_at_once(
+    lab: Any, before: str, after: str, work: list[tuple[int, int]]
+) -> None:
+    assert lab.train(*OPEN, f"axes.tokens={before}") == 3
+    assert lab.train(*OPEN, f"axes.tokens={after}") == 3
+    assert lab.train(*OPEN, f"axes.tokens={after}") == 0
+    grown = curves(lab)
+    for key in grown:
+        assert lab.store().trial(key, fence=0).read_work() == work
+    lab.home = lab.folder / "another home"
+    assert lab.train(*OPEN, f"axes.tokens={after}") == 3
+    assert curves(lab) == grown
+
+
+def test_a_run_that_starts_anew_and_is_stopped_goes_on_from_its_new_checkpoint(lab: Any) -> None:
+    before, after = ([*OPEN, *SLOW, f"axes.tokens=[{tokens}]"] for tokens in ("4096,8192", "1000,4096,8192"))
+    assert lab.train(*before) == 3
+    trial = trials(lab, *after)[0]
+    row = Row(config=config(lab, [trial], *after, fence=9))
+    row.step()
+    lab.store().request_stop()
+    reached = row.step()["runs"][0]["tokens"]
+    lab.store().clear_stop()
+    run_out(Row(config=config(lab, [trial], *after, fence=9)))
+    work = lab.store().trial(trial.key, fence=0).read_work()
+    assert (0, 8192) not in work[1:]
+    assert reached in [first for first, _ in work]
+
+
+def test_a_script_that_has_passed_a_new_horizon_starts_anew_too(lab: Any) -> None:
+    (lab.folder / "train.py").write_text(SCRIPT)
+    script = [*OPEN, "axes.lr=[0.1,0.2]", "workload={name: script, path: train.py}"]
+    assert lab.train(*script, "axes.tokens=[64,128]") == 2
+    assert lab.train(*script, "axes.tokens=[64,100,128]") == 2
+    assert lab.train(*script, "axes.tokens=[64,100,128]") == 0
+    assert len(lab.outcomes()) == 2
+    assert {o.curve.at(100, LOSS) for o in lab.outcomes().values()} == {1 + 1 / 100}
+
+
+def test_a_higher_factor_of_divergence_opens_a_trial_again_and_a_lower_one_nothing(lab: Any) -> None:
+    # at LR 2.1 the steepest of the directions grows by 1.1 a step: absurd by and by, never infinite
+    asked = [*OPEN, "axes.lr=[0.5,2.1]", "axes.tokens=[128,256]"]
+    low, high = (f"stopping=[{{name: diverged, above: {above}}}]" for above in ("1.01", "1e300"))
+    assert lab.train(*asked, low) == 2
+    (diverged,) = [o for o in lab.outcomes().values() if o.outcome == "diverged"]
+    assert diverged.exceeded == 1.01
+    assert lab.train(*asked, low) == 0
+    assert lab.train(*asked, high) == 1
+    assert lab.outcomes()[diverged.key].outcome == "finished"
+    assert lab.train(*asked, low) == 0
+    grown = curves(lab)
+    lab.home = lab.folder / "another home"
+    assert lab.train(*asked, high) == 2
+    assert curves(lab) == grown
 
 
 def test_a_run_that_raises_in_a_step_is_not_saved_when_its_row_is_cleaned_up(lab: Any) -> None:

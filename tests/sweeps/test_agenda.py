@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.agenda import LOSS, Agenda, Outcome, first_tokens, first_trials, grid_chooser
+from sweeps.agenda import LOSS, Agenda, Outcome, first_tokens, first_trials, grid_chooser, is_done
 from sweeps.curves import Curve
 from sweeps.spec import Axes, Budget, LawSpec, Part, Range, Search, Seeds, Size, Sweep, Trial, Validation, Variant
 
@@ -177,6 +178,83 @@ def test_under_an_open_ended_schedule_a_longer_horizon_goes_on_with_the_same_tri
     then = Agenda(long, grid_chooser(long), first.outcomes)
     assert {t.key for t in then.waiting()} == set(first.trials)
     assert {t.tokens for t in then.waiting()} == {8192}
+
+
+def on_paper(trial: Trial) -> float:
+    """A loss whose best LR, 0.3, is beyond the grid."""
+    return bowl(0.3)(trial)
+
+
+GROWN = {"axes": Axes(lr=(1e-3, 1e-2, 1e-1), batch_tokens=(16,), tokens=(1024, 2048)), "budget": Budget(trials=10)}
+LONGER = {
+    "axes": Axes(lr=(1e-3, 1e-2, 1e-1), batch_tokens=(16,), tokens=(1024, 2048, 4096)),
+    "budget": Budget(trials=10),
+}
+
+
+def test_a_longer_axis_keeps_the_growth_that_is_paid_for() -> None:
+    short, long = sweep(**GROWN), sweep(**LONGER)
+    first = Agenda(short, grid_chooser(short), {})
+    play(first, on_paper)
+    assert {t.tokens for t in first.trials.values() if t.lr > 0.1} == {1024, 2048}
+    then = Agenda(long, grid_chooser(long), first.outcomes)
+    play(then, on_paper)
+    assert set(first.trials) < set(then.trials)
+    assert len(then.trials) - len(first.trials) == 3  # a third of what is left, none, is the longest cell's
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(0, 12))
+def test_what_is_paid_for_does_not_depend_on_the_order_or_on_a_kill(seed: int, width: int, cut: int) -> None:
+    short, long = sweep(**GROWN), sweep(**LONGER)
+    first = Agenda(short, grid_chooser(short), {})
+    play(first, on_paper)
+    before = dict(random.Random(seed).sample(sorted(first.outcomes.items()), min(cut, len(first.outcomes))))
+    one, other = (Agenda(long, grid_chooser(long), before) for _ in range(2))
+    play(one, on_paper, seed=seed, width=width)
+    play(other, on_paper)
+    assert set(one.trials) == set(other.trials)
+    new = sorted((key, outcome) for key, outcome in one.outcomes.items() if key not in before)
+    killed = {**before, **dict(new[: len(new) // 2])}
+    again = Agenda(long, grid_chooser(long), killed)
+    play(again, on_paper, seed=seed)
+    assert again.outcomes == one.outcomes
+
+
+def test_a_trial_that_passed_a_new_horizon_without_a_look_is_not_done() -> None:
+    asked, wider = (sweep(schedule=Part("constant"), tokens=t) for t in ((1024, 2048), (960, 1024, 2048)))
+    first = Agenda(asked, grid_chooser(asked), {})
+    play(first, bowl(1e-2))
+    then = Agenda(wider, grid_chooser(wider), first.outcomes)
+    assert {t.key for t in then.waiting()} == set(first.trials)
+    assert not any(
+        cell.tokens == 960 for cell in then.cells if then.results(cell)
+    )  # it says nothing there until it ran again
+    play(then, bowl(1e-2))
+    assert then.complete
+    assert not Agenda(wider, grid_chooser(wider), then.outcomes).waiting()
+    assert not Agenda(asked, grid_chooser(asked), then.outcomes).waiting()
+
+
+def test_a_mark_that_a_run_was_asked_for_and_made_no_point_at_is_not_asked_for_again() -> None:
+    asked = sweep(schedule=Part("constant"), tokens=(960, 2048))
+    (trial, *_) = Agenda(asked, grid_chooser(asked), {}).waiting()
+    whole = outcome(trial, 1.0)
+    silent = replace(whole, curve=whole.curve.since(1024))
+    assert not is_done(trial, silent)
+    assert is_done(trial, replace(silent, trial=trial.to_json()))
+
+
+def test_a_trial_that_diverged_by_a_lower_factor_is_not_done_and_one_of_no_finite_loss_is() -> None:
+    trials = {
+        above: Agenda(asked, grid_chooser(asked), {}).waiting()[0]
+        for above in (1.5, 3.0, 10.0)
+        for asked in [sweep(stopping=(Part("diverged", fields={"above": above}),))]
+    }
+    assert len({trial.key for trial in trials.values()}) == 1
+    diverged = replace(outcome(trials[3.0], None), exceeded=3.0)
+    assert [is_done(trials[above], diverged) for above in (1.5, 3.0, 10.0)] == [True, True, False]
+    assert all(is_done(trial, replace(diverged, exceeded=None)) for trial in trials.values())
 
 
 def test_the_held_out_check_is_part_of_the_least_a_sweep_needs() -> None:

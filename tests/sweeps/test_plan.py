@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeps.plan import brackets_of, cells_of, grown_lrs, price, trials_of, whole_batches
-from sweeps.spec import Axes, Part, Range, Result, Seeds, Size, Sweep, Variant
+from sweeps.plan import brackets_of, cells_of, group_label, grown_lrs, price, trials_of, whole_batches
+from sweeps.spec import Axes, LawSpec, Part, Range, Reports, Result, Seeds, Size, Sweep, Trial, Variant
 
 SIZE = Size(
     parameters=100,
@@ -85,6 +87,35 @@ def test_under_a_constant_schedule_a_longer_horizon_keeps_the_key_and_only_adds_
 
 
 @settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(256, 10**6), min_size=1, max_size=4),
+    st.lists(st.integers(256, 10**6), min_size=1, max_size=3),
+    st.sampled_from([1, 2, 5]),
+)
+def test_under_an_open_ended_schedule_more_horizons_keep_the_key_and_the_ladder(
+    first: list[int], more: list[int], per_octave: int
+) -> None:
+    def only(tokens: list[int]) -> Trial:
+        asked = sweep("constant", tokens=tuple(dict.fromkeys(tokens)), batch_tokens=(256,), seeds=Seeds((0,)))
+        asked = replace(asked, reports=Reports(per_octave=per_octave))
+        (trial,) = trials_of(asked, brackets_of(asked)[0], (1e-3,))
+        return trial
+
+    one, other = only(first), only([*first, *more])
+    assert one.key == other.key
+    ladders = [[mark for mark in trial.marks if mark not in trial.asides] for trial in (one, other)]
+    assert ladders[0] == [mark for mark in ladders[1] if mark <= one.tokens]
+    assert set(one.asides) <= set(other.asides)
+
+
+def test_the_marks_of_an_open_ended_run_double_from_step_8_on_and_other_horizons_are_asides() -> None:
+    asked = sweep("constant", tokens=(65536, 92682, 50000), batch_tokens=(256,), seeds=Seeds((0,)))
+    (trial,) = trials_of(asked, brackets_of(asked)[0], (1e-3,))
+    assert [mark // 256 for mark in trial.marks] == [8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 195, 256, 362]
+    assert trial.asides == (195 * 256,)
+
+
+@settings(max_examples=50, deadline=None)
 @given(st.integers(10, 10**6), st.sampled_from([1, 16, 300]), st.sampled_from(["wsd", "constant"]))
 def test_marks_ascend_to_the_horizon_in_whole_batches(tokens: int, batch: int, schedule: str) -> None:
     asked = sweep(schedule, tokens=(tokens * 16, tokens * 48), batch_tokens=(batch,), seeds=Seeds((0,)))
@@ -98,8 +129,6 @@ def test_marks_ascend_to_the_horizon_in_whole_batches(tokens: int, batch: int, s
 
 def test_the_identity_survives_a_trip_through_json() -> None:
     import json
-
-    from sweeps.spec import Trial
 
     asked = sweep()
     (trial, *_) = trials_of(asked, brackets_of(asked)[0], (1e-3,))
@@ -145,8 +174,44 @@ def test_the_price_counts_trials_tokens_and_flops() -> None:
 def test_where_a_corpus_lies_is_no_part_of_the_identity_and_all_else_is() -> None:
     def part(path: str, kind: str = "tokens") -> Part:
         fields = {"width": 64, "data": {"name": kind, "path": path}}
-        return Part("gpt", fields=fields, places=("data.path",))
+        return Part("gpt", fields=fields, outside=("data.path",))
 
     assert part("/a").identity() == part("/b").identity() != part("/a", "other").identity()
     assert Part.from_json(part("/a").to_json()) == part("/a")
     assert part("/a").to_json()["fields"]["data"]["path"] == "/a"
+
+
+def varied(values: dict[str, tuple[object, ...]], size: object, **law: object) -> Sweep:
+    """Return a sweep with these further axes, N given by `size(values)`."""
+    variants = []
+    for chosen in itertools.product(*values.values()):
+        named = dict(zip(values, chosen, strict=True))
+        variants.append(Variant(Part("w"), Part("sgd"), replace(SIZE, parameters=size(named)), named))  # type: ignore[operator]
+    made = sweep()
+    return replace(made, variants=tuple(variants), axes=replace(made.axes, extra=values), law=LawSpec(**law))  # type: ignore[arg-type]
+
+
+def labels(asked: Sweep) -> list[str]:
+    return [group_label(asked, variant) for variant in asked.variants]
+
+
+def test_a_law_in_parameters_takes_in_only_the_axes_that_change_them() -> None:
+    axes = {"workload.width": (32, 64), "workload.init_scale": (0.5, 1.0), "optimizer.momentum": (0.9,)}
+    both = ("tokens", "parameters")
+    asked = varied(axes, lambda v: v["workload.width"] ** 2, variables=both)
+    assert labels(asked) == ["init_scale 0.5, momentum 0.9", "init_scale 1.0, momentum 0.9"] * 2
+    widths = varied({"workload.width": (32, 64)}, lambda v: v["workload.width"], variables=both)
+    assert labels(widths) == ["", ""]
+    same = varied({"workload.model": ("a", "b", "c")}, lambda v: 1 if v["workload.model"] < "c" else 2, variables=both)
+    assert labels(same) == ["model a", "model b", "model c"]
+    profiled = varied(axes, lambda v: v["workload.width"], variables=both, profile_over=("init_scale", "momentum"))
+    assert labels(profiled) == [""] * 4
+
+
+def test_the_law_of_a_value_with_fields_is_called_by_its_name_and_what_tells_it_apart() -> None:
+    data = ({"name": "sotu", "seed": 0}, {"name": "tokens", "path": "/a"}, {"name": "tokens", "path": "/b"})
+    assert labels(varied({"workload.data": data}, lambda v: 1)) == [
+        "data sotu",
+        "data tokens path /a",
+        "data tokens path /b",
+    ]

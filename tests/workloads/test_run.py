@@ -62,6 +62,7 @@ def finish(run: Run) -> Run:
         ({"marks": (80, 40)}, "marks: must ascend"),
         ({"marks": (40, 40, 80)}, "marks: must ascend"),
         ({"marks": (12, 80)}, "marks: must be whole batches of 8"),
+        ({"asides": frozenset({24})}, "asides: must be among marks"),
     ],
 )
 def test_a_record_that_makes_no_run_is_refused(changes: dict[str, object], words: str) -> None:
@@ -178,6 +179,43 @@ def test_the_curve_does_not_depend_on_the_horizon_or_on_the_marks_but_for_means(
     short = finish(Run(spec()))
     longer = finish(Run(spec(tokens=160, marks=(8, 40, 80, 160))))
     assert short.points[-1].metrics["validation/loss"] == longer.points[2].metrics["validation/loss"]
+
+
+SEEN = ("validation/loss", "train/loss", "lr", "grad_norm")
+
+
+def curve(run: Run) -> dict[int, list[float]]:
+    return {p.tokens: [p.metrics[name] for name in SEEN] for p in run.points}
+
+
+def test_an_aside_makes_a_point_and_no_other_point_depends_on_it() -> None:
+    plain = curve(finish(Run(spec())))
+    asides = curve(finish(Run(spec(marks=(8, 16, 40, 56, 80), asides=frozenset({8, 56})))))
+    assert {tokens: asides[tokens] for tokens in plain} == plain
+    assert set(asides) - set(plain) == {8, 56}
+
+
+def test_a_run_that_ended_at_an_aside_goes_on_as_if_it_had_never_stopped() -> None:
+    short = finish(Run(spec(tokens=56, marks=(16, 40, 56), asides=frozenset({56}))))
+    longer = Run(spec(marks=(16, 40, 56, 80), asides=frozenset({56})))
+    longer.load(*short.state())
+    assert curve(finish(longer))[80] == curve(finish(Run(spec())))[80]
+
+
+def test_an_absurd_loss_at_an_aside_ends_no_run_and_one_at_a_mark_does() -> None:
+    bowl = {"workload": Quadratic(dimensions=1, noise=0.0), "lr_at": lambda tokens: 3.0 if tokens < 8 else 0.5}
+    marks = {"tokens": 80, "marks": (8, 80)}
+    # one step at LR 3 on curvature 1 multiplies the loss by 4, the next ones at 0.5 take it down
+    assert finish(Run(spec(**bowl, **marks))).status == "diverged"
+    run = finish(Run(spec(**bowl, **marks, asides=frozenset({8}))))
+    assert (run.status, [p.tokens for p in run.points]) == ("finished", [8, 80])
+
+
+def test_a_diverged_run_tells_the_factor_of_a_finite_loss_and_none_of_another() -> None:
+    finite = finish(Run(spec(workload=Quadratic(dimensions=4), lr_at=lambda _: 3.0, absurd_factor=2.0)))
+    assert (finite.status, finite.exceeded) == ("diverged", 2.0)
+    broken = finish(Run(spec(workload=Quadratic(dimensions=4), lr_at=lambda _: math.inf, absurd_factor=2.0)))
+    assert (broken.status, broken.exceeded) == ("diverged", None)
 
 
 def test_a_state_of_another_shape_is_refused() -> None:

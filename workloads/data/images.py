@@ -85,7 +85,7 @@ class Idx:
     folder: str
     validation_fraction: float = 0.2
     split_seed: int = 0
-    PLACES: ClassVar[tuple[str, ...]] = ("folder",)  # not part of a trial's identity
+    OUTSIDE: ClassVar[tuple[str, ...]] = ("folder",)  # not part of a trial's identity
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class FashionMnist:
     """
 
     folder: str | None = None
-    PLACES: ClassVar[tuple[str, ...]] = ("folder",)  # not part of a trial's identity
+    OUTSIDE: ClassVar[tuple[str, ...]] = ("folder",)  # not part of a trial's identity
     version: ClassVar[int] = 1
 
     def read(self) -> ImageSet:
@@ -134,7 +134,7 @@ class Folder:
     channels: int = 3
     validation_fraction: float = 0.2
     split_seed: int = 0
-    PLACES: ClassVar[tuple[str, ...]] = ("folder",)  # not part of a trial's identity
+    OUTSIDE: ClassVar[tuple[str, ...]] = ("folder",)  # not part of a trial's identity
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

@@ -94,7 +94,7 @@ class Tokens:
         path: the folder, which holds manifest.json.
     """
 
-    PLACES: ClassVar[tuple[str, ...]] = ("path",)  # not part of a trial's identity
+    OUTSIDE: ClassVar[tuple[str, ...]] = ("path",)  # not part of a trial's identity
     version: ClassVar[int] = 1
 
     path: str

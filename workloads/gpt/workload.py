@@ -53,6 +53,7 @@ class Gpt:
     target_metric_name: ClassVar[str] = "loss"
     metric_mode: ClassVar[str] = "min"
     TABLES: ClassVar[Mapping[str, Mapping[str, type]]] = {"data": TEXTS}
+    OUTSIDE: ClassVar[tuple[str, ...]] = ("validation_target_value",)  # not part of a trial's identity
 
     width: int = 64
     depth: int = 2

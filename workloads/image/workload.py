@@ -58,6 +58,7 @@ class Image:
     target_metric_name: ClassVar[str] = "accuracy"
     metric_mode: ClassVar[str] = "max"
     TABLES: ClassVar[Mapping[str, Mapping[str, type[ImageSource]]]] = {"data": IMAGES}
+    OUTSIDE: ClassVar[tuple[str, ...]] = ("validation_target_value",)  # not part of a trial's identity
 
     def __post_init__(self) -> None:
         for name, valid in (

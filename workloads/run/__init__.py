@@ -28,6 +28,7 @@ class Run:
         status: "running", "finished" or "diverged" (an outcome, not an error); `reason` says why it diverged.
         points: the whole curve so far, all of it finite.
         tokens, step: consumed so far.
+        exceeded: of a run that diverged on a finite loss, the absurd factor that the loss exceeded.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -35,10 +36,11 @@ class Run:
         self.points: list[Point] = []
         self.tokens = 0
         self.reason = ""
+        self.exceeded: float | None = None
         self.initial_loss: float | None = None
         self._diverged = False
         self._live: Live | None = None
-        self._train_steps = 0  # since the last report
+        self._train_steps = 0  # since the last report but asides
         self._timed_tokens = 0  # since the last report, in this process
         self._train_seconds = 0.0
 
@@ -116,43 +118,48 @@ class Run:
             if self.step % CHECK_STEPS == 0:
                 self._check_train_loss()
         if self.tokens == mark:
-            self._check_train_loss()  # on an accelerator this also waits for the last step
+            self._check_train_loss(aside=mark in spec.asides)  # on an accelerator this also waits for the last step
         self._train_seconds += clock() - began
         self._timed_tokens += self.tokens - first
         return self.tokens == mark and not self._diverged
 
-    def _check_train_loss(self) -> float:
-        """Return the mean training loss since the last report; a non-finite or absurd one ends the run."""
+    def _check_train_loss(self, *, aside: bool = False) -> None:
+        """Judge the mean training loss since the last report but asides."""
         assert self._live is not None
-        loss = self._live.mean_train_loss(self._train_steps)
-        self._judge("train/loss", loss)
-        return loss
+        self._judge("train/loss", self._live.mean_train_loss(self._train_steps), aside=aside)
 
-    def _judge(self, name: str, loss: float) -> None:
+    def _judge(self, name: str, loss: float, *, aside: bool) -> None:
+        """End the run at a loss that is not finite, or absurd; an aside lets the latter pass, as if it were not there.
+
+        A loss that is not finite ends the run soon anyway, before any other point.
+        """
         assert self.initial_loss is not None
         limit = self.spec.absurd_factor * self.initial_loss
         if not math.isfinite(loss):
             self._diverge(f"{name} is not finite at {self.tokens} tokens")
-        elif self.initial_loss > 0 and loss > limit:
+        elif self.initial_loss > 0 and loss > limit and not aside:
             self._diverge(f"{name} is {loss:.6g} at {self.tokens} tokens, above {limit:.6g}")
+            self.exceeded = self.spec.absurd_factor
 
     def _diverge(self, reason: str) -> None:
         self._diverged, self.reason = True, reason
 
     def _report(self, timestamp: float) -> Point | None:
         """Return the point at the mark just reached, or None if it shows divergence."""
-        live = self._live
+        live, aside = self._live, self.tokens in self.spec.asides
         assert live is not None
         metrics = live.evaluate()
-        self._judge(LOSS, metrics[LOSS])
+        self._judge(LOSS, metrics[LOSS], aside=aside)
         metrics["train/loss"] = live.mean_train_loss(self._train_steps)
         metrics["lr"] = live.lr
         metrics["grad_norm"] = live.norm.item()
         if not math.isfinite(metrics["grad_norm"]):
             self._diverge(f"grad_norm is not finite at {self.tokens} tokens")
         metrics["tokens_per_second"] = self._timed_tokens / max(self._train_seconds, 1e-9)
-        live.loss_sum.zero_()
-        self._train_steps, self._timed_tokens, self._train_seconds = 0, 0, 0.0
+        self._timed_tokens, self._train_seconds = 0, 0.0
+        if not aside:
+            live.loss_sum.zero_()
+            self._train_steps = 0
         return None if self._diverged else Point(self.tokens, self.step, timestamp, metrics)
 
     def state(self) -> tuple[dict[str, Tensor], JsonDict]:
@@ -168,6 +175,7 @@ class Run:
             "initial_loss": self.initial_loss if self.initial_loss and math.isfinite(self.initial_loss) else None,
             "diverged": self._diverged,
             "reason": self.reason,
+            "exceeded": self.exceeded,
             "points": [[p.tokens, p.step, p.timestamp, dict(p.metrics)] for p in self.points],
         }
         return tensors, meta
@@ -188,7 +196,7 @@ class Run:
         self._live.load(tensors, meta)
         self.tokens = meta["tokens"]
         self.initial_loss = meta["initial_loss"]
-        self._diverged, self.reason = meta["diverged"], meta["reason"]
+        self._diverged, self.reason, self.exceeded = meta["diverged"], meta["reason"], meta.get("exceeded")
         self.points = [Point(*point) for point in meta["points"]]
         self._train_steps = meta["train_steps"]
         self._timed_tokens, self._train_seconds = 0, 0.0

@@ -25,6 +25,7 @@ class RunSpec:
         marks: absolute token counts of the reports, whole batches, ascending, the last one `tokens`.
         seed: of initialisation, data order and dropout.
         precision: "float32", or "bfloat16" for autocast.
+        asides: those of the marks that only look: their point is made, and no other one depends on it.
         absurd_factor: a loss above this multiple of the validation loss before the first step is divergence.
         micro_batch_tokens: tokens of one forward and backward pass on one rank; None: the rank's whole share.
         rank, world: this process's slice of each batch; a world above 1 needs an initialised process group.
@@ -42,6 +43,7 @@ class RunSpec:
     marks: tuple[int, ...]
     seed: int
     precision: str = "float32"
+    asides: frozenset[int] = frozenset()
     absurd_factor: float = 3.0
     micro_batch_tokens: int | None = None
     rank: int = 0
@@ -67,3 +69,5 @@ class RunSpec:
             raise ValueError(f"marks: must ascend and end at tokens={self.tokens}, got {self.marks}")
         if any(mark < 1 or mark % self.batch_tokens for mark in self.marks):
             raise ValueError(f"marks: must be whole batches of {self.batch_tokens} tokens, got {self.marks}")
+        if not self.asides <= set(self.marks):
+            raise ValueError(f"asides: must be among marks={self.marks}, got {sorted(self.asides)}")

@@ -150,6 +150,7 @@ def report(*, tokens: int, loss: float, step: int | None = None, **metrics: floa
         loss: on the validation set. A loss that is not finite ends the run as diverged.
         step: optimizer steps so far; None: tokens over batch_tokens.
         metrics: `train_loss`, `lr` and `grad_norm` are known by these names, any other is of the validation set.
+            A character that MLflow takes in no name is `_` there: `acc@1` is `acc_1`.
 
     Raises:
         ValueError: tokens outside the run, or another metric that is not finite.

@@ -45,6 +45,7 @@ class ScriptRun:
     Attributes:
         status: "running", "finished" or "diverged"; `reason` says why it diverged.
         points: the whole curve so far, all of it finite.
+        exceeded: of a run that diverged on a finite loss, the absurd factor that the loss exceeded.
     """
 
     def __init__(self, spec: RunSpec, *, folder: Path, schedule: Mapping[str, Any] | None = None) -> None:
@@ -52,6 +53,7 @@ class ScriptRun:
         self.folder = folder.absolute()
         self.status = "running"
         self.reason = ""
+        self.exceeded: float | None = None
         self.points: list[Point] = []
         self._script = cast(Script, spec.workload)
         self._schedule = dict(schedule or {})
@@ -228,9 +230,12 @@ class ScriptRun:
         if sick:
             self._diverge(f"{sick[0]} is not finite at {record['tokens']} tokens")
             return False
-        first = self.points[0].metrics[api.LOSS] if self.points else math.inf
+        if record["tokens"] in self.spec.asides:
+            return True
+        first = next((p.metrics[api.LOSS] for p in self.points if p.tokens not in self.spec.asides), math.inf)
         limit = self.spec.absurd_factor * first
         if first > 0 and metrics[api.LOSS] > limit:
+            self.exceeded = self.spec.absurd_factor
             self._diverge(f"{api.LOSS} is {metrics[api.LOSS]:.6g} at {record['tokens']} tokens, above {limit:.6g}")
             return False
         return True

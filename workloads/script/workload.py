@@ -49,6 +49,13 @@ class Script:
     version: ClassVar[int] = 1
     target_metric_name: ClassVar[str] = "loss"
     metric_mode: ClassVar[str] = "min"
+    OUTSIDE: ClassVar[tuple[str, ...]] = (  # not part of a trial's identity: the script sees none of them
+        "tokens_per_example",
+        "parameters",
+        "flops_per_token",
+        "train_tokens",
+        "unit",
+    )
 
     def __post_init__(self) -> None:
         if (self.target is None) == (self.path is None):
