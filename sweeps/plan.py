@@ -91,11 +91,13 @@ def group_label(sweep: Sweep, variant: Variant) -> str:
     A law in parameters has the axes of the workload that change N.
     """
     sizes = sweep.size_axes if "parameters" in sweep.law.variables else ()
-    parts = []
-    for axis, value in variant.values.items():
-        if axis not in sizes and not is_profiled(sweep, axis):
-            parts.append(f"{axis.split('.')[-1]} {_value_text(value, sweep.axes.extra.get(axis, ()))}")
-    return ", ".join(parts)
+    return _axes_text(sweep, variant, [x for x in variant.values if x not in sizes and not is_profiled(sweep, x)])
+
+
+def _axes_text(sweep: Sweep, variant: Variant, axes: Iterable[str]) -> str:
+    """Return the values that a variant has on these of its further axes, in words."""
+    values = {axis: _value_text(variant.values[axis], sweep.axes.extra.get(axis, ())) for axis in axes}
+    return ", ".join(f"{axis.split('.')[-1]} {text}" for axis, text in values.items())
 
 
 def is_profiled(sweep: Sweep, axis: str) -> bool:
@@ -130,6 +132,7 @@ def trials_of(sweep: Sweep, bracket: Bracket, lrs: Iterable[float]) -> list[Tria
     """Return the trials of a bracket at these LRs: all its seeds, each to the furthest cell that wants it."""
     open_ended = is_open_ended(sweep)
     size = bracket.variant.size
+    label = _axes_text(sweep, bracket.variant, bracket.variant.values)
     trials = []
     for lr in lrs:
         for seed in bracket.seeds:
@@ -155,6 +158,7 @@ def trials_of(sweep: Sweep, bracket: Bracket, lrs: Iterable[float]) -> list[Tria
                     open_ended=open_ended,
                     parameters=size.parameters,
                     flops_per_token=size.flops_per_token,
+                    label=label,
                 )
             )
     return trials

@@ -99,6 +99,8 @@ def _name(trial: Mapping[str, Any]) -> str:
     ]
     if trial.get("seed") is not None:
         words.append(f"s{trial['seed']}")
+    if trial.get("label"):
+        words.append(str(trial["label"]))
     return " ".join(words) or "trial"
 
 

@@ -92,6 +92,7 @@ class Trial:
         ladder: what of the marks is part of the identity.
         asides: the marks that are not on the ladder: horizons of an open-ended run, which only evaluates there.
         absurd_factor: a loss above this many times the first ends the run as diverged; not part of the identity.
+        label: the values of the further axes that make its variant, in words; not part of the identity.
     """
 
     workload: Part
@@ -110,6 +111,7 @@ class Trial:
     absurd_factor: float = field(default=ABSURD_FACTOR, compare=False)
     parameters: int = field(default=0, compare=False)
     flops_per_token: float = field(default=0.0, compare=False)
+    label: str = field(default="", compare=False)
 
     def identity(self) -> Json:
         """Return what can change the curve, as plain JSON."""

@@ -531,6 +531,7 @@ def test_names_and_parameters_are_for_people() -> None:
     }
     card = card_of(trial)
     assert card.name == "lr2e-3 B1024 T262k s0"
+    assert card_of({**trial, "label": "weight_decay 0.1"}).name == "lr2e-3 B1024 T262k s0 weight_decay 0.1"
     assert card.params == {
         "lr": "0.002",
         "batch_tokens": "1024",

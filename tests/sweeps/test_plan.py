@@ -186,7 +186,7 @@ def varied(values: dict[str, tuple[object, ...]], size: object, **law: object) -
     variants = []
     for chosen in itertools.product(*values.values()):
         named = dict(zip(values, chosen, strict=True))
-        variants.append(Variant(Part("w"), Part("sgd"), replace(SIZE, parameters=size(named)), named))  # type: ignore[operator]
+        variants.append(Variant(Part("w", fields=named), Part("sgd"), replace(SIZE, parameters=size(named)), named))  # type: ignore[operator]
     made = sweep()
     return replace(made, variants=tuple(variants), axes=replace(made.axes, extra=values), law=LawSpec(**law))  # type: ignore[arg-type]
 
@@ -215,3 +215,10 @@ def test_the_law_of_a_value_with_fields_is_called_by_its_name_and_what_tells_it_
         "data tokens path /a",
         "data tokens path /b",
     ]
+
+
+def test_a_trial_is_called_by_the_values_that_make_its_variant_and_its_key_does_not_depend_on_it() -> None:
+    sweep = varied({"workload.width": (32, 64)}, lambda v: 1)
+    trials = [trials_of(sweep, bracket, [1e-3])[0] for bracket in brackets_of(sweep)]
+    assert {trial.label for trial in trials} == {"width 32", "width 64"}
+    assert all(replace(trial, label="").key == trial.key for trial in trials)
