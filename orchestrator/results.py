@@ -20,9 +20,10 @@ from sweeps.agenda import Agenda, Outcome, result_of
 from sweeps.errors import FitError, ReachError
 from sweeps.laws.heldout import check
 from sweeps.laws.law import Law, fit_law
-from sweeps.laws.optimum import find_optimum
-from sweeps.laws.pooled import refine
-from sweeps.laws.records import CellOptimum, Verdict
+from sweeps.laws.records import Verdict
+from sweeps.optima.optimum import find_optimum
+from sweeps.optima.pooled import refine
+from sweeps.optima.records import CellOptimum
 from sweeps.plan import Bracket, group_label, held_out_cell, is_profiled, trials_of
 from sweeps.spec import Cell, Result, Sweep, Trial, Variant, content_key, six_digits
 

@@ -16,7 +16,7 @@ from orchestrator.config import load_sweep
 from orchestrator.config.sources import SHIPPED
 from sweeps.agenda import first_trials
 from sweeps.laws.law import fit_law
-from sweeps.laws.records import CellOptimum, Optimum
+from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.plan import brackets_of
 from sweeps.spec import LawSpec
 from workloads.data.prepare import prepare

@@ -11,7 +11,7 @@ from orchestrator.config.build import fill
 from orchestrator.config.coerce import must, show
 from sweeps.errors import ConfigError, unknown_name
 from sweeps.laws.law import CONVENTIONS
-from sweeps.laws.optimum import ESTIMATORS
+from sweeps.optima.optimum import ESTIMATORS
 from sweeps.spec import Budget, Json, LawSpec, Range, Reports, Resources, Search, Tracking, Validation
 
 Record = TypeVar("Record")

@@ -1,1 +1,1 @@
-"""The optimum of a cell, and the law of the optima."""
+"""The law of the optima, and its held-out check."""

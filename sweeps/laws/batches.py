@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sweeps.laws.records import CellOptimum
+from sweeps.optima.records import CellOptimum
 from sweeps.spec import Json
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from sweeps.errors import ReachError
 from sweeps.laws.law import Law
-from sweeps.laws.optimum import ESTIMATORS, SAME, Tried, as_optimum, posterior_of, tabulate
-from sweeps.laws.pooled import pooled_curvature
-from sweeps.laws.records import Optimum, Prediction, Verdict
+from sweeps.laws.records import Prediction, Verdict
+from sweeps.optima.optimum import ESTIMATORS, SAME, Tried, as_optimum, posterior_of, tabulate
+from sweeps.optima.pooled import pooled_curvature
+from sweeps.optima.records import Optimum
 from sweeps.spec import Result
 
 MINIMUM_SEEDS = 3  # paired; with two, the noise of a difference has one degree of freedom

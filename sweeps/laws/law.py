@@ -13,10 +13,11 @@ from sweeps.errors import ConfigError, FitError, ReachError, unknown_name
 from sweeps.laws import lawfile
 from sweeps.laws.batches import best_batches
 from sweeps.laws.factors import HorizonFactor, PowerFactor
-from sweeps.laws.pooled import pooled_noise, refine
 from sweeps.laws.powerlaw import VARIABLES, PowerLaw, fit
-from sweeps.laws.records import CellOptimum, Prediction, Verdict
-from sweeps.laws.student import two_sided
+from sweeps.laws.records import Prediction, Verdict
+from sweeps.optima.pooled import pooled_noise, refine
+from sweeps.optima.records import CellOptimum
+from sweeps.optima.student import two_sided
 from sweeps.spec import Json, LawSpec, content_key
 
 SYMBOLS = {"batch_tokens": "B", "tokens": "T", "parameters": "N"}

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweeps.errors import FitError, unknown_name
-from sweeps.laws.records import CellOptimum
-from sweeps.laws.student import two_sided
+from sweeps.optima.records import CellOptimum
+from sweeps.optima.student import two_sided
 
 Floats = NDArray[np.float64]
 

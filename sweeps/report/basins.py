@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sweeps.laws.records import CellOptimum, Optimum, Prediction
+from sweeps.laws.records import Prediction
+from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.report.data import LawReport
 from sweeps.report.look import COLOURS, FAINT, INK, WARN, arrange, lr_axis, panels, styled
 from sweeps.report.text import interval_text, lr_text

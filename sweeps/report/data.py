@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from sweeps.curves import Curve
 from sweeps.laws.law import Law
-from sweeps.laws.records import CellOptimum, Verdict
+from sweeps.laws.records import Verdict
+from sweeps.optima.records import CellOptimum
 
 
 @dataclass(frozen=True, slots=True)

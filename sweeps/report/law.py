@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from sweeps.errors import ReachError
 from sweeps.laws.law import Law
-from sweeps.laws.records import CellOptimum, Optimum, Prediction, Verdict
+from sweeps.laws.records import Prediction, Verdict
+from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.report.data import LawReport
 from sweeps.report.frame import heading, legend
 from sweeps.report.look import FAINT, INK, Series, count_axis, lr_axis, series_of, styled

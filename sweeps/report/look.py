@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from sweeps.laws.records import CellOptimum
+from sweeps.optima.records import CellOptimum
 from sweeps.report.text import count_text, exact_text, lr_text
 
 # Okabe and Ito, "Color Universal Design", 2008: told apart under all common colour blindness.

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from sweeps.laws.records import CellOptimum
+from sweeps.optima.records import CellOptimum
 from sweeps.report.data import Cost, LawReport, ReportData
 from sweeps.report.figures import file_name
 from sweeps.report.sheet import CSS

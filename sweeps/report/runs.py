@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from numpy.typing import NDArray
 
 from sweeps.curves import Curve
-from sweeps.laws.records import CellOptimum
+from sweeps.optima.records import CellOptimum
 from sweeps.report.data import LawReport
 from sweeps.report.look import WARN, arrange, count_axis, panels, styled
 from sweeps.report.text import lr_text

@@ -9,7 +9,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from sweeps.errors import ReachError
 from sweeps.laws.law import Law
-from sweeps.laws.records import CellOptimum, Prediction
+from sweeps.laws.records import Prediction
+from sweeps.optima.records import CellOptimum
 from sweeps.report.data import LawReport
 from sweeps.report.look import FAINT, Series, count_axis, series_of, styled
 from sweeps.report.text import exact_text

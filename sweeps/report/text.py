@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sweeps.laws.records import Optimum
+from sweeps.optima.records import Optimum
 
 SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 

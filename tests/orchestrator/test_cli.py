@@ -27,7 +27,7 @@ from orchestrator.tracking.client import connect, resolve_uri
 from sweeps.curves import Curve
 from sweeps.errors import StoreError
 from sweeps.laws.law import Law, fit_law
-from sweeps.laws.records import CellOptimum, Optimum
+from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.plan import Bracket, brackets_of, grid_lrs, held_out_cell, trials_of
 from sweeps.spec import LawSpec, Sweep
 

@@ -14,8 +14,8 @@ import pytest
 
 from orchestrator.config import load_sweep
 from sweeps.laws import powerlaw
-from sweeps.laws.optimum import find_optimum
-from sweeps.laws.records import CellOptimum, Optimum
+from sweeps.optima.optimum import find_optimum
+from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.spec import Result
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from sweeps.laws.basin import rise
 from sweeps.laws.heldout import check
 from sweeps.laws.law import Law
+from sweeps.optima.basin import rise
 from sweeps.spec import Result
 
 LR = 1e-3

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from sweeps.errors import ConfigError, FitError, ReachError, StoreError
 from sweeps.laws import powerlaw
-from sweeps.laws.basin import rise
 from sweeps.laws.law import Law, fit_law
-from sweeps.laws.optimum import find_optimum
-from sweeps.laws.records import CellOptimum, Optimum, Prediction
+from sweeps.laws.records import Prediction
+from sweeps.optima.basin import rise
+from sweeps.optima.optimum import find_optimum
+from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.spec import LawSpec, Result
 
 BATCHES, TOKENS = (256, 1024, 4096), (131072, 262144, 524288)

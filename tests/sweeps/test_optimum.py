@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sweeps.errors import ConfigError
-from sweeps.laws.basin import rise
-from sweeps.laws.optimum import ESTIMATORS, find_optimum
-from sweeps.laws.pooled import pooled_noise, refine
-from sweeps.laws.records import CellOptimum, Optimum
-from sweeps.laws.student import t_cdf, t_quantile
+from sweeps.optima.basin import rise
+from sweeps.optima.optimum import ESTIMATORS, find_optimum
+from sweeps.optima.pooled import pooled_noise, refine
+from sweeps.optima.records import CellOptimum, Optimum
+from sweeps.optima.student import t_cdf, t_quantile
 from sweeps.spec import Result
 
 LEVEL = 2.3  # nats, of every basin here; noise is told as a share of the loss

@@ -18,8 +18,8 @@ from sweeps.curves import Curve
 from sweeps.errors import StoreError
 from sweeps.laws.heldout import check
 from sweeps.laws.law import Law, fit_law
-from sweeps.laws.pooled import refine
-from sweeps.laws.records import CellOptimum, Optimum
+from sweeps.optima.pooled import refine
+from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.report import Cost, LawReport, ReportData, figures, page, write_report
 from sweeps.report.basins import draw_basins
 from sweeps.report.law import draw_law

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sweeps.laws.records import CellOptimum, Optimum
+from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.report.look import arrange
 from sweeps.report.text import count_text, exact_text, interval_text, lr_text, seconds_text
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweeps.errors import unknown_name
-from sweeps.laws.basin import BasinPosterior, Curvature, Noise, Points, Shape, basin_posterior
-from sweeps.laws.records import Optimum
-from sweeps.laws.student import two_sided
+from sweeps.optima.basin import BasinPosterior, Curvature, Noise, Points, Shape, basin_posterior
+from sweeps.optima.records import Optimum
+from sweeps.optima.student import two_sided
 from sweeps.spec import Result
 
 Floats = NDArray[np.float64]

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeps.laws.basin import Curvature, Shape
-from sweeps.laws.optimum import SAME, WINDOW, find_optimum, shape_of, tabulate
-from sweeps.laws.records import CellOptimum, Optimum
+from sweeps.optima.basin import Curvature, Shape
+from sweeps.optima.optimum import SAME, WINDOW, find_optimum, shape_of, tabulate
+from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.spec import Result
 
 Floats = NDArray[np.float64]

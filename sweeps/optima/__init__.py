@@ -1,0 +1,1 @@
+"""The best LR of a cell, with its interval, and what cells tell each other."""
