@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from orchestrator.progress import Progress
+from orchestrator.progress import Console, Progress
 from orchestrator.store import SweepStore
 from orchestrator.store.index import outcome_of
 from orchestrator.store.lease import check_fence
@@ -44,7 +47,8 @@ class Driver:
     """Between Ray Tune and everything else. None of its methods raises: Tune would take that for a failed trial.
 
     Args:
-        after: called once when all brackets are complete; returns the trials of the held-out check.
+        after: called when all brackets are complete, and again whenever what it returned has ended, until it returns
+            no more: the trials of the held-out check.
     """
 
     def __init__(
@@ -88,10 +92,11 @@ class Driver:
         return None if trial is None else self._row([trial])
 
     def check_if_complete(self) -> None:
-        """Add the trials of the held-out check, once, when all brackets are complete."""
-        if self.agenda.complete and self._after is not None:
-            after, self._after = self._after, None
-            self.agenda.add(after())
+        """Add the trials of the held-out check when all brackets are complete, and what these ask for when they are."""
+        while self.agenda.complete and self._after is not None:
+            more = self._after()
+            self._after = self._after if more else None
+            self.agenda.add(more)
 
     @property
     def exhausted(self) -> bool:
@@ -218,3 +223,28 @@ def points_of(outcome: Outcome) -> list[dict[str, Any]]:
         }
         for i in range(len(curve))
     ]
+
+
+@contextlib.contextmanager
+def interruptible(driver: Driver, console: Console) -> Iterator[None]:
+    """Turn the first Ctrl-C into a clean stop; the second one ends the process."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        driver.stop("interrupted")
+        console.say("Stopping: the rows save their state (Ctrl-C again ends at once).")
+        signal.signal(signal.SIGINT, second)
+
+    def second(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        os._exit(130)
+
+    try:
+        before = signal.signal(signal.SIGINT, first)
+    except ValueError:  # not the main thread: someone else owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

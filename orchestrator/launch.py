@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from orchestrator.build import target_of
 from orchestrator.config import Loaded, resolve_text
 from orchestrator.config.checks import lacking
 from orchestrator.config.parts import changed_sources
-from orchestrator.driver import ERROR_FILE, OUT_OF_TIME, Driver
+from orchestrator.driver import ERROR_FILE, OUT_OF_TIME, Driver, interruptible
 from orchestrator.progress import Console, Progress, clock, human
 from orchestrator.report import reached_lines, targets_of, write_findings
 from orchestrator.results import Findings, held_out_trials, of_agenda, open_tracker, study, with_checks
@@ -51,8 +48,12 @@ class Ended:
     paths: tuple[Path, ...] = field(default_factory=tuple)
 
 
-def run(loaded: Loaded, *, home: Path, environ: Mapping[str, str], console: Console) -> Ended:
+def run(
+    loaded: Loaded, *, home: Path, environ: Mapping[str, str], console: Console, only_check: Findings | None = None
+) -> Ended:
     """Run what is missing of a sweep, then fit, check and report its law.
+
+    With `only_check`, these laws: only their held-out check is run, and no file of the sweep is written.
 
     Raises:
         ConfigError: the budget is too small for the plan, or this machine for one row.
@@ -71,21 +72,30 @@ def run(loaded: Loaded, *, home: Path, environ: Mapping[str, str], console: Cons
         lease = Lease.acquire(store.folder, holder="powersweep run")
         stack.callback(lease.release)
         tracker = stack.enter_context(closing(open_tracker(loaded, home=home, environ=environ)))
-        session = _Session(loaded, store=store, tracker=tracker, fence=lease.fence, console=console)
-        return session.run()
+        return _Session(loaded, only_check, store=store, tracker=tracker, fence=lease.fence, console=console).run()
 
 
 class _Session:
     """One driver at work on one sweep, its lease held."""
 
-    def __init__(self, loaded: Loaded, *, store: SweepStore, tracker: Tracker, fence: int, console: Console) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        only_check: Findings | None,
+        *,
+        store: SweepStore,
+        tracker: Tracker,
+        fence: int,
+        console: Console,
+    ) -> None:
         self._loaded = loaded
+        self._only_check = only_check
         self._sweep = loaded.sweep
         self._store = store
         self._tracker = tracker
         self._fence = fence
         self._console = console
-        self._findings: Findings | None = None
+        self._findings = only_check
         self._unwritten: dict[str, str] = {}  # trial key -> why MLflow never takes it
         store.clear_stop()
         self._outcomes = Index.open(store).outcomes()
@@ -95,9 +105,9 @@ class _Session:
         """Return the agenda, with the held-out check if all else is done; what the store lost is taken from MLflow."""
         chooser = chooser_of(self._sweep, journal=self._store.folder / "optuna.journal")
         while True:
-            agenda = Agenda(self._sweep, chooser, self._outcomes)
-            if agenda.complete:
-                agenda.add(self._after(agenda))
+            agenda = Agenda(self._sweep, chooser, self._outcomes, brackets=self._only_check is None)
+            while agenda.complete and (more := self._after(agenda)):
+                agenda.add(more)
             lost = [trial for trial in agenda.waiting() if trial.key not in self._outcomes]
             records = self._tracker.ended(lost) if lost else []
             for record in records:
@@ -175,7 +185,7 @@ class _Session:
             after=lambda: self._after(self._agenda),
         )
         try:
-            with _interruptible(driver, self._console), cluster(self._sweep.resources):
+            with interruptible(driver, self._console), cluster(self._sweep.resources):
                 run_rows(driver)
         finally:
             progress.end()
@@ -186,9 +196,12 @@ class _Session:
         return driver
 
     def _after(self, agenda: Agenda) -> Sequence[Trial]:
-        """Fit the laws and return the trials of their held-out checks."""
-        self._findings = study(self._sweep, of_agenda(agenda))
-        return held_out_trials(self._sweep, self._findings)
+        """Return what the held-out checks still ask for; the laws are fitted when all brackets are complete."""
+        if self._findings is None:
+            self._findings = study(self._sweep, of_agenda(agenda))
+        wanted = held_out_trials(self._sweep, self._findings, agenda.outcomes)
+        new = [trial for trial in wanted if trial.key not in agenda.trials]
+        return new if not new or agenda.holds(new) else []
 
     def _stopped(self, driver: Driver) -> Ended:
         """End a sweep that is not done; where its time was used up, with the law of the cells that are."""
@@ -202,13 +215,16 @@ class _Session:
             self._agenda.refused.append(stopped)  # a remark of the report
             paths = self._write(findings)
         self._tracker.end_parent("stopped")
-        lines = [*self._failed_lines(driver), stopped, f"To go on: powersweep run {self._loaded.name}"]
+        again = f"powersweep run {self._loaded.name}" if self._only_check is None else "the same command"
+        lines = [*self._failed_lines(driver), stopped, f"To go on: {again}"]
         lines += [] if findings is None else findings.lines()
         lines += self._unwritten_lines()
         asked = driver.stopping in ("interrupted", "asked to stop")
         return Ended(STOPPED if asked else 1, tuple(lines), findings, tuple(paths))
 
     def _write(self, findings: Findings) -> list[Path]:
+        if self._only_check is not None:
+            return []
         return write_findings(self._loaded, findings, agenda=self._agenda, store=self._store, tracker=self._tracker)
 
     def _unwritten_lines(self) -> list[str]:
@@ -270,28 +286,3 @@ def _parent_params(sweep: Sweep) -> dict[str, str]:
         "search": sweep.search.name,
         "parameters": str(first.size.parameters),
     }
-
-
-@contextmanager
-def _interruptible(driver: Driver, console: Console) -> Iterator[None]:
-    """Turn the first Ctrl-C into a clean stop; the second one ends the process."""
-
-    def first(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        driver.stop("interrupted")
-        console.say("Stopping: the rows save their state (Ctrl-C again ends at once).")
-        signal.signal(signal.SIGINT, second)
-
-    def second(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        os._exit(130)
-
-    try:
-        before = signal.signal(signal.SIGINT, first)
-    except ValueError:  # not the main thread: someone else owns the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

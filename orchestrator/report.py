@@ -6,8 +6,10 @@ They lie in the folder of the sweep's experiment; where that bears another name 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.build import target_of
@@ -18,6 +20,8 @@ from orchestrator.tracking import Tracker
 from sweeps import __version__
 from sweeps.agenda import Agenda, Target
 from sweeps.curves import Scalar, write_parquet
+from sweeps.errors import ConfigError
+from sweeps.laws.law import Law
 from sweeps.report import Cost, LawReport, ReportData, write_report
 from sweeps.spec import Sweep, content_key
 
@@ -60,6 +64,7 @@ def write_findings(
         return kept
     (folder / STAMP_FILE).unlink(missing_ok=True)
     names = law_files(findings)
+    findings = _with_marks(findings, {label: folder / name for label, name in names.items()})
     laws = {folder / names[label]: law for label, law in findings.laws.items() if law is not None}
     for old in set(folder.glob("law*.json")) - laws.keys():  # of axes the sweep had before
         old.unlink()
@@ -82,6 +87,18 @@ def write_findings(
     return files
 
 
+def _with_marks(findings: Findings, paths: Mapping[str, Path]) -> Findings:
+    """Return the findings, each law with the verdict that its file holds, if that is the same law and it has none."""
+    laws = dict(findings.laws)
+    for label, law in findings.laws.items():
+        if law is not None and law.validation is None and paths[label].exists():
+            with contextlib.suppress(ConfigError):  # a file that is no law any more is written anew
+                old = Law.load(paths[label])
+                if {**old.to_json(), "status": law.status, "validation": None} == law.to_json():
+                    laws[label] = old
+    return replace(findings, laws=laws)
+
+
 def _made_before(folder: Path, stamp: str) -> list[Path]:
     """Return the files of a report made from the same, [] unless all of them are there."""
     try:
@@ -99,7 +116,7 @@ def write_folder(loaded: Loaded, *, home: Path, environ: Mapping[str, str]) -> l
     store = SweepStore(home, loaded.sweep.experiment)
     findings = fit(loaded, home=home, environ=environ)
     agenda = agenda_of(loaded, store)
-    agenda.add(held_out_trials(loaded.sweep, findings))
+    agenda.add(held_out_trials(loaded.sweep, findings, agenda.outcomes))
     (findings_folder(loaded.sweep, store) / STAMP_FILE).unlink(missing_ok=True)
     return write_findings(loaded, findings, agenda=agenda, store=store, tracker=None)
 

@@ -16,7 +16,7 @@ from orchestrator.store import SweepStore
 from orchestrator.store.index import Index
 from orchestrator.tracking import Tracker
 from sweeps import __version__
-from sweeps.agenda import Agenda, Outcome, result_of
+from sweeps.agenda import Agenda, Outcome, is_done, result_of
 from sweeps.errors import FitError, ReachError
 from sweeps.laws.heldout import check
 from sweeps.laws.law import Law, fit_law
@@ -24,9 +24,10 @@ from sweeps.laws.records import Verdict
 from sweeps.optima.optimum import find_optimum
 from sweeps.optima.pooled import refine
 from sweeps.optima.records import CellOptimum
-from sweeps.plan import Bracket, group_label, held_out_cell, is_profiled, trials_of
+from sweeps.plan import Bracket, group_label, grown_lrs, held_out_cell, is_profiled, trials_of
 from sweeps.spec import Cell, Result, Sweep, Trial, Variant, content_key, six_digits
 
+HELD_OUT_GROW = 2  # LRs a held-out check may add beyond each neighbour: a law off by 2 x 2^2 is still bracketed
 LONGEST_NAME = 100  # characters of a file's name that come from a label
 
 
@@ -113,7 +114,11 @@ def study(sweep: Sweep, found: Iterable[tuple[Cell, Sequence[Result]]]) -> Findi
     for label, group in cells.items():
         try:
             laws[label] = fit_law(
-                group, spec=sweep.law, recipe=_recipe(sweep, variants[label]), sweep_key=sweep.key, version=__version__
+                group,
+                spec=sweep.law,
+                recipe=recipe_of(sweep, variants[label]),
+                sweep_key=sweep.key,
+                version=__version__,
             )
         except FitError as error:
             laws[label], refusals[label] = None, str(error)
@@ -126,7 +131,8 @@ def _furthest(sweep: Sweep, cells: Sequence[CellOptimum]) -> Variant:
     return next(variant for variant in sweep.variants if dict(variant.values) == furthest.values)
 
 
-def _recipe(sweep: Sweep, variant: Variant) -> dict[str, object]:
+def recipe_of(sweep: Sweep, variant: Variant) -> dict[str, object]:
+    """Return what a law of this variant is a law of."""
     return {
         "workload": variant.workload.identity(),
         "optimizer": variant.optimizer.identity(),
@@ -137,8 +143,12 @@ def _recipe(sweep: Sweep, variant: Variant) -> dict[str, object]:
     }
 
 
-def held_out_trials(sweep: Sweep, findings: Findings) -> list[Trial]:
-    """Return the trials of the held-out checks: each law's LR at the target and its two neighbours, on paired seeds."""
+def held_out_trials(sweep: Sweep, findings: Findings, outcomes: Mapping[str, Outcome] | None = None) -> list[Trial]:
+    """Return the trials of the held-out checks: each law's LR at the target and its two neighbours, on paired seeds.
+
+    Where these have ended, by `outcomes`, and the best of them is the lowest or the highest, the next LR beyond it
+    follows, up to HELD_OUT_GROW on each side: an edge is not an optimum here either.
+    """
     if sweep.validate is None:
         return []
     trials: list[Trial] = []
@@ -150,8 +160,25 @@ def held_out_trials(sweep: Sweep, findings: Findings) -> list[Trial]:
             except ReachError:
                 continue  # said by its verdict
             factor = sweep.validate.factor
-            lrs = [six_digits(lr / factor), six_digits(lr), six_digits(lr * factor)]
-            trials += trials_of(sweep, Bracket((cell,)), lrs)
+            first = [six_digits(lr / factor), six_digits(lr), six_digits(lr * factor)]
+            trials += _grown(sweep, cell, first, outcomes or {})
+    return trials
+
+
+def _grown(sweep: Sweep, cell: Cell, first: Sequence[float], outcomes: Mapping[str, Outcome]) -> list[Trial]:
+    """Return the trials of a held-out cell at its first LRs, and at those that its ended trials ask for."""
+    lrs, trials = list(first), trials_of(sweep, Bracket((cell,)), first)
+    while all(is_done(t, outcomes.get(t.key)) for t in trials):
+        more = grown_lrs(
+            {cell.key: [result_of(t, cell.tokens, outcomes[t.key]) for t in trials]},
+            grow=HELD_OUT_GROW,
+            added_low=sum(lr < first[0] for lr in lrs),
+            added_high=sum(lr > first[-1] for lr in lrs),
+        )
+        if not more:
+            break
+        lrs += more
+        trials += trials_of(sweep, Bracket((cell,)), more)
     return trials
 
 
@@ -161,7 +188,7 @@ def with_checks(sweep: Sweep, findings: Findings, outcomes: Mapping[str, Outcome
     held_out: dict[str, CellOptimum] = {}
     laws = dict(findings.laws)
     for label, law in findings.laws.items():
-        trials = held_out_trials(sweep, replace(findings, laws={label: law}))
+        trials = held_out_trials(sweep, replace(findings, laws={label: law}), outcomes)
         ended = [t for t in trials if t.key in outcomes and outcomes[t.key].outcome != "failed"]
         if law is not None and sweep.validate is not None and (ended or not trials):
             cell = held_out_cell(sweep, findings.variants[label])

@@ -109,16 +109,18 @@ class Agenda:
 
     Trials come in the order of their cost, dearest first, so that the last ones to run are short. What the budget
     leaves beyond the first trials is shared equally between brackets, so that growth does not depend on which of
-    them ends first.
+    them ends first. With `brackets` false only what is added is on it.
     """
 
-    def __init__(self, sweep: Sweep, chooser: Chooser, outcomes: Mapping[str, Outcome]) -> None:
+    def __init__(
+        self, sweep: Sweep, chooser: Chooser, outcomes: Mapping[str, Outcome], *, brackets: bool = True
+    ) -> None:
         self.sweep = sweep
         self.outcomes: dict[str, Outcome] = dict(outcomes)
         self.trials: dict[str, Trial] = {}
         self.refused: list[str] = []
         self._chooser = chooser
-        self._boards = {bracket.key: _Board(bracket) for bracket in brackets_of(sweep)}
+        self._boards = {bracket.key: _Board(bracket) for bracket in brackets_of(sweep) if brackets}
         self._home: dict[str, _Board] = {}
         self._cells = {cell.key: board for board in self._boards.values() for cell in board.bracket.cells}
         self._ready: list[tuple[float, str]] = []
@@ -166,6 +168,17 @@ class Agenda:
             board.unfinished.discard(outcome.key)
             if not board.unfinished:
                 self._advance(board)
+
+    def holds(self, trials: Sequence[Trial]) -> bool:
+        """Return whether the budget holds these trials besides all there are; a remark says where it does not."""
+        budget, every = self.sweep.budget, [*self.trials.values(), *trials]
+        if budget.trials is not None and len(every) > budget.trials:
+            self.refused.append("held-out check: budget.trials leaves no more trials")
+        elif budget.tokens is not None and sum(t.tokens for t in every) > budget.tokens:
+            self.refused.append("held-out check: budget.tokens leaves no more tokens")
+        else:
+            return True
+        return False
 
     def is_complete(self, cell: Cell) -> bool:
         """Return whether no LR of a cell is under way and no more will be chosen."""

@@ -90,6 +90,8 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 def test_every_command_shown_exists_with_its_options(line: str) -> None:
     _, name, *words = shlex.split(line, comments=True)
     command = main.commands.get(name)
+    if isinstance(command, click.Group) and words:
+        command = command.commands.get(words[0])
     assert command is not None
     options = {option for p in command.params if isinstance(p, click.Option) for option in p.opts}
     assert {word for word in words if word.startswith("--")} <= options
@@ -97,7 +99,9 @@ def test_every_command_shown_exists_with_its_options(line: str) -> None:
 
 def test_every_script_and_benchmark_shown_is_there() -> None:
     shown = {
-        path for text in PAGES.values() for path in re.findall(r"\b((?:benchmarks|scripts)/[\w-]+(?:\.py)?)\b", text)
+        path
+        for text in PAGES.values()
+        for path in re.findall(r"\b((?:benchmarks|scripts)/[\w-]+(?:\.py|\.yaml)?)\b", text)
     }
     assert shown
     assert [path for path in shown if not (ROOT / path).exists()] == []

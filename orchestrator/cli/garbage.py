@@ -56,7 +56,7 @@ def _wanted_keys(sweep: Sweep, outcomes: dict[str, Outcome]) -> set[str] | None:
     if sweep.validate is not None:
         from orchestrator.results import held_out_trials, of_agenda, study
 
-        agenda.add(held_out_trials(sweep, study(sweep, of_agenda(agenda))))
+        agenda.add(held_out_trials(sweep, study(sweep, of_agenda(agenda)), outcomes))
     return set(agenda.trials)
 
 

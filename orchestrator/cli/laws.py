@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,24 +23,56 @@ PLACES = {
 
 
 @click.command()
-@click.argument("law", metavar="LAW")
+@click.argument("law", metavar="[LAW]", required=False)
+@click.option("--law", "named", metavar="NAME", default=None, help="A published law: step-law, power-scheduler ...")
 @click.option("--tokens", type=float, required=True, help="The horizon, in tokens: 1e9.")
-@click.option("--batch-tokens", type=float, required=True, help="The batch, in tokens.")
+@click.option("--batch-tokens", type=float, default=None, help="The batch, in tokens.")
 @click.option("--parameters", type=float, default=None, help="N without embeddings, where the law has it.")
+@click.option("--sequence-tokens", type=float, default=None, help="Published: tokens of a sequence.")
+@click.option("--compute-flops", type=float, default=None, help="Published: FLOPs of the training; else 6 N T.")
+@click.option("--anchor-lr", type=float, default=None, help="Published: an LR known to be best ...")
+@click.option("--anchor-tokens", type=float, default=None, help="... at this many tokens ...")
+@click.option("--anchor-parameters", type=float, default=None, help="... for a model of this size.")
 @json_option
 @click.pass_context
 def predict(
-    ctx: click.Context, law: str, tokens: float, batch_tokens: float, parameters: float | None, as_json: bool
+    ctx: click.Context,
+    /,
+    law: str | None,
+    named: str | None,
+    tokens: float,
+    batch_tokens: float | None,
+    parameters: float | None,
+    as_json: bool,
+    **published: float | None,
 ) -> None:
-    """Print the best LR for a run, with its interval.
+    """Print the best LR for a run: with its interval by a law of yours, without one by a published law.
 
-    LAW is a law.json, or the name of a sweep that was fitted. Beyond the law's reach the exit code is 1.
+    LAW is a law.json, the name of a sweep that was fitted, or a published law. Beyond a fitted law's reach the exit
+    code is 1; outside what a published law was fitted on, it warns.
     """
-    for name, value in (("--tokens", tokens), ("--batch-tokens", batch_tokens), ("--parameters", parameters)):
+    given = {"tokens": tokens, "batch_tokens": batch_tokens, "parameters": parameters, **published}
+    for name, value in given.items():
         if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"{name}: must be above 0 and finite, got {value:g}")
-    if batch_tokens > tokens:
+            raise ConfigError(f"{_option(name)}: must be above 0 and finite, got {value:g}")
+    if batch_tokens is not None and batch_tokens > tokens:
         raise ConfigError(f"--batch-tokens: must be at most --tokens ({tokens:g}), got {batch_tokens:g}")
+    if (law is None) == (named is None):
+        raise ConfigError("LAW: name one law: a law.json, a fitted sweep, or a published law (--law step-law)")
+    if named is not None or _is_published(str(law)):
+        _predict_published(str(named or law), given, as_json=as_json)
+        return
+    for name, value in published.items():
+        if value is not None:
+            raise ConfigError(f"{_option(name)}: only a published law asks for it")
+    if batch_tokens is None:
+        raise ConfigError("--batch-tokens: a fitted law needs it")
+    _predict_fitted(ctx, str(law), tokens=tokens, batch_tokens=batch_tokens, parameters=parameters, as_json=as_json)
+
+
+def _predict_fitted(
+    ctx: click.Context, law: str, *, tokens: float, batch_tokens: float, parameters: float | None, as_json: bool
+) -> None:
     found = _law(law)
     try:
         prediction = found.predict(batch_tokens=batch_tokens, tokens=tokens, parameters=parameters)
@@ -58,6 +90,45 @@ def predict(
     click.echo(_line(prediction))
     click.echo(PLACES.get(prediction.place, prediction.place))
     click.echo(f"law ({found.status}): {found.one_line()}")
+
+
+def _predict_published(name: str, given: Mapping[str, float | None], *, as_json: bool) -> None:
+    from sweeps.laws.published import Anchor, Question, published
+
+    law = published(name)
+    anchor = None
+    lr, tokens = given["anchor_lr"], given["anchor_tokens"]
+    if lr is not None and tokens is not None:
+        anchor = Anchor(lr, tokens, given["anchor_parameters"])
+    elif any(given[part] is not None for part in ("anchor_lr", "anchor_tokens", "anchor_parameters")):
+        raise ConfigError("--anchor-lr: an anchor is an LR and its tokens: give --anchor-lr and --anchor-tokens")
+    known = {part: value for part, value in given.items() if not part.startswith("anchor_")}
+    answer = law.ask(Question(tokens=float(known.pop("tokens") or 0.0), anchor=anchor, **known))
+    if as_json:
+        told = {part: getattr(law, part) for part in ("formula", "source", "convention", "trust", "setting")}
+        print_json({"law": law.name, **asdict(answer), **told, "fitted": dict(law.fitted)})
+        return
+    batch = "" if answer.batch_tokens is None else f"  at its best batch of {answer.batch_tokens:,.0f} tokens"
+    click.echo(f"lr {answer.lr:.4g}{batch}")
+    click.echo(f"{law.formula}  ({law.convention}; {law.setting})")
+    click.echo(f"{law.source}; {law.trust}")
+    for warning in answer.warnings:
+        click.echo(f"powersweep: {warning}", err=True)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _is_published(name: str) -> bool:
+    """Return whether a name is that of a published law, and of no file and no sweep that was fitted."""
+    from sweeps.laws.published import PUBLISHED
+
+    if name not in PUBLISHED or Path(name).is_file():
+        return False
+    from orchestrator.report import law_paths
+
+    return not law_paths(name, home() / "sweeps")
 
 
 def _line(prediction: object) -> str:

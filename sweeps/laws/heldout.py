@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -11,13 +11,14 @@ import numpy as np
 from sweeps.errors import ReachError
 from sweeps.laws.law import Law
 from sweeps.laws.records import Prediction, Verdict
-from sweeps.optima.optimum import ESTIMATORS, SAME, Tried, as_optimum, posterior_of, tabulate
+from sweeps.optima.optimum import SAME, Tried, as_optimum, posterior_of, shape_of, tabulate
 from sweeps.optima.pooled import pooled_curvature
 from sweeps.optima.records import Optimum
-from sweeps.spec import Result
+from sweeps.spec import Json, Result
 
 MINIMUM_SEEDS = 3  # paired; with two, the noise of a difference has one degree of freedom
 MINIMUM_LRS = 3
+MOST_OCTAVES = 2.0  # of tokens, up to which a slope is followed; assumed
 
 
 def check(
@@ -28,7 +29,7 @@ def check(
     The interval of the held-out optimum is that of `optimum.posterior_of`, seeds' offsets removed: it may lie beyond
     the LRs tried. Disjoint from the law's: rejected. Meeting it, and narrower than the range tried: validated. Anything
     else: cannot tell. `regret` is by the fitted basin, or, without an optimum, the mean loss at the LR nearest to the
-    law's above the best.
+    law's above the best; `regret_tokens` is what it is worth (`tokens_worth`).
     """
     target = {"batch_tokens": float(batch_tokens), "tokens": float(tokens)}
     if parameters is not None:
@@ -47,10 +48,11 @@ def check(
     if tried is None or lacking is not None:
         observed = _none("too few points", tried)
         regret = None if tried is None else _mean_regret(tried, predicted)
-        return Verdict("cannot tell", str(lacking), target, predicted, observed, regret)
+        worth = tokens_worth(law, regret, best=observed.loss, target=target)
+        return Verdict("cannot tell", str(lacking), target, predicted, observed, regret, worth)
     basins = [cell["optimum"]["basin"] for cell in law.cells]
     posterior, used = posterior_of(
-        tried, shape=ESTIMATORS[law.estimator], noise_sd=law.noise.get("seed_sd"), curvature=pooled_curvature(basins)
+        tried, shape=shape_of(law.estimator), noise_sd=law.noise.get("seed_sd"), curvature=pooled_curvature(basins)
     )
     found = as_optimum(posterior, tried, used, confidence=law.confidence)
     span = posterior.interval(law.confidence)
@@ -60,7 +62,35 @@ def check(
     status, reason = _judge(predicted, span, determined=determined)
     observed = found if determined else _none(_where(tried), tried)
     regret = _basin_regret(found, predicted) if determined else _mean_regret(tried, predicted)
-    return Verdict(status, reason, target, predicted, observed, regret)
+    worth = tokens_worth(law, regret, best=observed.loss, target=target)
+    return Verdict(status, reason, target, predicted, observed, regret, worth)
+
+
+def tokens_worth(law: Law, loss: float | None, *, best: float | None, target: Mapping[str, float]) -> float | None:
+    """Return the tokens beyond the target's that make good a loss (nats) at the target; None where no slope is known.
+
+    T (exp(loss / s) - 1), with s = -d loss / d ln T between whole runs, each at its own best LR: from the longest of
+    the law's cells of the target's batch and model size to the held-out one. (Along one run a schedule's decay is in
+    the slope.) The slope at the target is flatter than that over the way there where loss flattens: the tokens are
+    then a lower bound. It holds for losses small beside s.
+    """
+    if loss is None or best is None:
+        return None
+    cells = [cell for cell in law.cells if _same_place(cell, target) and cell["optimum"].get("loss") is not None]
+    if not cells:
+        return None
+    longest = max(cells, key=lambda cell: float(cell["tokens"]))
+    slope = (longest["optimum"]["loss"] - best) / math.log(target["tokens"] / longest["tokens"])
+    if not slope > 0.0 or loss > slope * MOST_OCTAVES * math.log(2.0):
+        return None
+    return float(target["tokens"] * math.expm1(loss / slope))
+
+
+def _same_place(cell: Mapping[str, Json], target: Mapping[str, float]) -> bool:
+    """Return whether a law's cell differs from the target in tokens alone, and has fewer."""
+    sizes = (cell.get("parameters"), target.get("parameters", cell.get("parameters")))
+    same = cell.get("batch_tokens") == target["batch_tokens"] and sizes[0] == sizes[1]
+    return bool(same and cell.get("tokens", math.inf) < target["tokens"])
 
 
 def _judge(predicted: Prediction, span: tuple[float, float], *, determined: bool) -> tuple[str, str]:

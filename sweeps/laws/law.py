@@ -15,6 +15,8 @@ from sweeps.laws.batches import best_batches
 from sweeps.laws.factors import HorizonFactor, PowerFactor
 from sweeps.laws.powerlaw import VARIABLES, PowerLaw, fit
 from sweeps.laws.records import Prediction, Verdict
+from sweeps.laws.regression import clusters_of
+from sweeps.optima.noise import minimum_of
 from sweeps.optima.pooled import pooled_noise, refine
 from sweeps.optima.records import CellOptimum
 from sweeps.optima.student import two_sided
@@ -254,6 +256,7 @@ def fit_law(
     box = {v: (float(min(getattr(c, v) for c in used)), float(max(getattr(c, v) for c in used))) for v in VARIABLES}
     wide = {v: float(spec.reach.get(v, REACH[v])) for v in VARIABLES}
     unit = str(recipe.get("unit", "token"))
+    clusters = clusters_of([[r.key for r in c.results] for c in used])
     return Law(
         form=_form(line),
         convention=spec.convention,
@@ -264,7 +267,7 @@ def fit_law(
         units={"lr": "per step", "batch_tokens": unit, "tokens": unit, "parameters": "parameter"},
         box=box,
         reach={v: (low / wide[v], high * wide[v]) for v, (low, high) in box.items()},
-        cells=tuple(_told(c) for c in used),
+        cells=tuple(_told(c, int(cluster)) for c, cluster in zip(used, clusters, strict=True)),
         left_out=tuple(
             sorted([{"key": k, "label": n, "reason": why} for k, n, why in line.left_out] + not_best, key=_key)
         ),
@@ -286,7 +289,10 @@ def _form(line: PowerLaw) -> str:
     return "lr* = a" + "".join(f" * {SYMBOLS[v]}^{'pqr'[VARIABLES.index(v)]}" for v in line.variables)
 
 
-def _told(cell: CellOptimum) -> Mapping[str, Json]:
+def _told(cell: CellOptimum, cluster: int) -> Mapping[str, Json]:
+    """Return a cell as JSON: its optimum, the loss there by seed, and which cells it shares trials with."""
     fields = asdict(replace(cell, results=()))
     del fields["results"]
-    return dict(lawfile.plain(fields))
+    minimum = minimum_of(cell)
+    told = {**fields, "cluster": cluster, "minimum": None if minimum is None else asdict(minimum)}
+    return dict(lawfile.plain(told))

@@ -1,10 +1,9 @@
 """A power law through the optima of cells: lr* = a B^p T^q N^r, by weighted least squares in logs (docs/laws.md)."""
 
-# C cells, U unknowns (ln a first), R bootstrap draws
+# C cells, U unknowns (ln a first)
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweeps.errors import FitError, unknown_name
+from sweeps.laws.regression import SD_FLOOR, Regression, clusters_of, regress
 from sweeps.optima.records import CellOptimum
 from sweeps.optima.student import two_sided
 
 Floats = NDArray[np.float64]
 
 VARIABLES = ("batch_tokens", "tokens", "parameters")
-LEAST_CLUSTERS = 5  # fewer say too little of their own scatter; assumed
-SD_FLOOR = 1e-6  # of ln lr: an exact optimum still has a finite weight
+_EDGES = {"edge low": -1.0, "edge high": 1.0}  # on which side of what was tried the optimum lies
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,8 @@ def fit(
             raise unknown_name("law.variables", name, VARIABLES, "variable")
     ordered = sorted(cells, key=lambda c: c.key)
     used = [c for c in ordered if c.optimum.censored is None]
-    left_out = tuple((c.key, c.label, c.optimum.censored) for c in ordered if c.optimum.censored is not None)
+    out = [c for c in ordered if c.optimum.censored is not None]
+    left_out = tuple((c.key, c.label, str(c.optimum.censored)) for c in out)
     reason = _refusal(used, variables, left_out)
     if reason is not None:
         fewer = [v for v in variables if len({getattr(c, v) for c in used}) > 1]
@@ -98,35 +98,49 @@ def fit(
         if len(fewer) < len(variables) and _refusal(used, fewer, left_out) is None:
             estimate = fit(used, fewer, seed=seed, confidence=confidence, n_bootstrap=n_bootstrap)
         raise FitError(reason, estimate=estimate)
-    x_CU = _design(used, variables)
-    centre_U = np.concatenate(([0.0], x_CU[:, 1:].mean(axis=0)))
-    lr_C = np.array([math.log(_number(c.optimum.lr)) for c in used])
-    within_C = np.array([_variance(c) for c in used])
-    between = _between(x_CU - centre_U, lr_C, within_C)
-    weight_C = 1.0 / (within_C + between)
-    cluster_C = _clusters(used)
-    clusters = int(cluster_C.max()) + 1
-    rng, dof = _rng(seed), len(used) - x_CU.shape[1]
-    if LEAST_CLUSTERS <= clusters < len(used):
-        dof = min(dof, clusters - _told_apart(x_CU, cluster_C))
-    else:
-        cluster_C = np.arange(len(used))
-    centred_U, covariance_UU = _bootstrap(
-        x_CU - centre_U, lr_C, weight_C, cluster_C=cluster_C, rng=rng, draws=n_bootstrap
+    line = regress(
+        _design(used, variables),
+        np.array([math.log(_number(c.optimum.lr)) for c in used]),
+        np.array([_variance(c) for c in used]),
+        cluster_C=clusters_of([[r.key for r in c.results] for c in used]),
+        seed=seed,
+        common_sd=float(np.median([c.optimum.form_sd or 0.0 for c in used])),
+        draws=n_bootstrap,
     )
-    covariance_UU[0, 0] += float(np.median([c.optimum.form_sd or 0.0 for c in used])) ** 2
-    back_UU = np.eye(len(centred_U))
-    back_UU[0] -= centre_U
     return PowerLaw(
         variables=tuple(variables),
-        coefficients=tuple(float(x) for x in back_UU @ centred_U),
-        covariance=tuple(tuple(float(x) for x in row) for row in back_UU @ covariance_UU @ back_UU.T),
-        dof=dof,
-        misfit_sd=math.sqrt(between),
+        coefficients=tuple(float(x) for x in line.estimate),
+        covariance=tuple(tuple(float(x) for x in row) for row in line.covariance),
+        dof=line.dof,
+        misfit_sd=math.sqrt(line.between),
         confidence=confidence,
         used=tuple(c.key for c in used),
-        left_out=left_out,
+        left_out=tuple(
+            _against(c, why, line, variables, confidence) for c, (_, _, why) in zip(out, left_out, strict=True)
+        ),
     )
+
+
+def _against(
+    cell: CellOptimum, why: str, line: Regression, variables: Sequence[str], confidence: float
+) -> tuple[str, str, str]:
+    """Return (key, label, reason) of a censored cell, the reason with what the law says where its edge denies that.
+
+    The best LR on an edge bounds the optimum: losses are convex in ln lr, so it lies beyond the LR next to the edge.
+    The interval of the law there holds the scatter of cells too.
+    """
+    best = cell.optimum.lr
+    if best is None or why not in _EDGES or min(getattr(cell, v) for v in (*variables, "tokens")) <= 0:
+        return cell.key, cell.label, why
+    row_U = _design([cell], variables)[0]
+    centre = float(row_U @ line.estimate)
+    variance = float(row_U @ line.covariance @ row_U) + line.between
+    half = two_sided(confidence, dof=line.dof) * math.sqrt(variance)
+    ranked = sorted({r.lr for r in cell.results if r.outcome != "failed"}, key=lambda lr: abs(math.log(lr / best)))
+    bound = math.log(ranked[1] if len(ranked) > 1 else best)
+    if _EDGES[why] * (centre + _EDGES[why] * half - bound) >= 0.0:
+        return cell.key, cell.label, why
+    return cell.key, cell.label, f"{why}: the law says {math.exp(centre):.2g}, the best tried {best:.2g}"
 
 
 def _some(labels: Sequence[str]) -> str:
@@ -166,87 +180,3 @@ def _variance(cell: CellOptimum) -> float:
     """Return the variance of ln lr*: of t with dof degrees of freedom, bounded where that has none."""
     dof = max(_number(cell.optimum.dof), 3.0)
     return float(max(_number(cell.optimum.log_sd), SD_FLOOR) ** 2 * dof / (dof - 2.0))
-
-
-def _solve(x_CU: Floats, y_C: Floats, weight_C: Floats) -> Floats:
-    root = np.sqrt(weight_C)
-    solution = np.linalg.lstsq(x_CU * root[:, None], y_C * root, rcond=None)[0]
-    return np.asarray(solution, dtype=np.float64)
-
-
-def _between(x_CU: Floats, lr_C: Floats, within_C: Floats) -> float:
-    """Return the variance between cells at which the weighted squares equal their dof (Paule and Mandel 1982), or 0."""
-    dof = len(lr_C) - x_CU.shape[1]
-
-    def excess(between: float) -> float:
-        weight_C = 1.0 / (within_C + between)
-        residual_C = lr_C - x_CU @ _solve(x_CU, lr_C, weight_C)
-        return float(np.sum(weight_C * np.square(residual_C))) - float(dof)
-
-    if excess(0.0) <= 0.0:
-        return 0.0
-    low: float = 0.0
-    high: float = float(np.max(within_C)) + float(np.var(lr_C)) * len(lr_C)
-    while high - low > 1e-9 * high:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if excess(middle) > 0.0 else (low, middle)
-    return float(0.5 * (low + high))
-
-
-def _clusters(cells: Sequence[CellOptimum]) -> NDArray[np.intp]:
-    """Return the cluster of each cell, shape [C]: cells that share a trial, directly or by others, are in one."""
-    cluster_C = np.arange(len(cells))
-    owner: dict[str, int] = {}
-    for i, cell in enumerate(cells):
-        for key in {result.key for result in cell.results}:
-            first = owner.setdefault(key, i)
-            cluster_C[cluster_C == cluster_C[i]] = cluster_C[first]
-    return np.unique(cluster_C, return_inverse=True)[1]
-
-
-def _told_apart(x_CU: Floats, cluster_C: NDArray[np.intp]) -> int:
-    """Return how many unknowns only clusters tell apart: the columns that are constant in each."""
-    spread_GU = [np.ptp(x_CU[cluster_C == g], axis=0) for g in range(cluster_C.max() + 1)]
-    return int(np.count_nonzero(np.max(spread_GU, axis=0) < SD_FLOOR))
-
-
-def _bootstrap(
-    x_CU: Floats,
-    lr_C: Floats,
-    weight_C: Floats,
-    *,
-    cluster_C: NDArray[np.intp],
-    rng: np.random.Generator,
-    draws: int,
-) -> tuple[Floats, Floats]:
-    """Return the estimate and its covariance over draws of standardised residuals, of whole cells or clusters."""
-    root_C = np.sqrt(weight_C)
-    q_CU, r_UU = np.linalg.qr(x_CU * root_C[:, None])
-    estimate_U = _solve(x_CU, lr_C, weight_C)
-    residual_C = (lr_C - x_CU @ estimate_U) * root_C
-    clusters = int(cluster_C.max()) + 1
-    if clusters == len(lr_C):
-        leverage_C = np.minimum(np.sum(q_CU**2, axis=1), 1.0 - 1e-9)
-        standard_C = residual_C / np.sqrt(1.0 - leverage_C)
-        drawn_RC = rng.choice(standard_C, size=(draws, len(standard_C)))
-        signs_RC = rng.choice(np.array([-1.0, 1.0]), size=drawn_RC.shape)
-    else:
-        drawn_RC = _standardised(residual_C, q_CU, cluster_C)[None, :]
-        signs_RC = rng.choice(np.array([-1.0, 1.0]), size=(draws, clusters))[:, cluster_C]
-    shift_RU = np.linalg.solve(r_UU, q_CU.T @ (drawn_RC * signs_RC).T).T
-    return estimate_U, np.asarray(shift_RU.T @ shift_RU / draws)
-
-
-def _standardised(residual_C: Floats, q_CU: Floats, cluster_C: NDArray[np.intp]) -> Floats:
-    """Return the residuals of each cluster, times (1 - leverage)^(-1/2), a matrix of its cells."""
-    standard_C = np.empty_like(residual_C)
-    for g in range(int(cluster_C.max()) + 1):
-        of = np.flatnonzero(cluster_C == g)
-        value, vector = np.linalg.eigh(np.eye(len(of)) - q_CU[of] @ q_CU[of].T)
-        standard_C[of] = vector @ ((vector.T @ residual_C[of]) / np.sqrt(np.maximum(value, 1e-9)))
-    return standard_C
-
-
-def _rng(seed: str | int) -> np.random.Generator:
-    digest = hashlib.sha256(f"powerlaw\x1f{seed}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))

@@ -32,6 +32,8 @@ class Verdict:
         predicted: the law's prediction there.
         observed: the held-out optimum.
         regret: held-out loss at the predicted LR above the best of those tried, by the basin (nats); None if unknown.
+        regret_tokens: tokens beyond the target's that the predicted LR would need for the loss of the best one; None
+            if unknown (`heldout.tokens_worth`).
     """
 
     status: str
@@ -40,3 +42,4 @@ class Verdict:
     predicted: Prediction
     observed: Optimum
     regret: float | None = None
+    regret_tokens: float | None = None

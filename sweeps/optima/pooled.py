@@ -87,7 +87,13 @@ def refine(
     def again(curvature: Curvature | None, shape: Shape) -> tuple[CellOptimum, ...]:
         def optimum(results: Sequence[Result]) -> Optimum:
             return find_optimum(
-                results, confidence=confidence, noise_sd=noise, curvature=curvature, shape=shape, relative=relative
+                results,
+                estimator=estimator,
+                confidence=confidence,
+                noise_sd=noise,
+                curvature=curvature,
+                shape=shape,
+                relative=relative,
             )
 
         return tuple(replace(c, optimum=optimum(c.results)) if c.results else c for c in cells)

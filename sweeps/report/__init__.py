@@ -12,7 +12,7 @@ __all__ = ["Cost", "LawReport", "ReportData", "write_report"]
 
 
 def write_report(folder: Path, data: ReportData) -> list[Path]:
-    """Write law.png, basins.png, curves.png, residuals.png and report.html, each whole or not at all; return the paths.
+    """Write the figures (law.png, basins.png ...) and report.html, each whole or not at all; return the paths.
 
     Further laws of a sweep have law-2.png and so on. The same data give the same bytes.
 

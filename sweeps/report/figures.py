@@ -9,9 +9,9 @@ from sweeps.report.data import ReportData
 from sweeps.report.law import draw_law
 from sweeps.report.look import png
 from sweeps.report.runs import draw_curves
-from sweeps.report.spread import draw_residuals
+from sweeps.report.spread import draw_interval, draw_residuals
 
-KINDS = ("law", "basins", "curves", "residuals")
+KINDS = ("law", "basins", "curves", "residuals", "interval")
 
 
 def file_name(kind: str, index: int) -> str:
@@ -28,6 +28,7 @@ def draw(data: ReportData) -> dict[str, bytes]:
             "basins": draw_basins(report, unit=data.unit, metric=data.loss),
             "curves": draw_curves(report, data.curves, unit=data.unit, metric=data.loss),
             "residuals": draw_residuals(report, unit=data.unit),
+            "interval": draw_interval(report, data.curves),
         }
         drawn |= {file_name(kind, index): png(figures[kind]) for kind in KINDS}
     return drawn

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from sweeps.laws.noise import seeds_line
+from sweeps.optima.noise import monotonicity, sweep_noise
 from sweeps.optima.records import CellOptimum
 from sweeps.report.data import Cost, LawReport, ReportData
 from sweeps.report.figures import file_name
 from sweeps.report.sheet import CSS
+from sweeps.report.spread import seeds_of, target_of, widths_of
 from sweeps.report.text import count_text, exact_text, interval_text, lr_text, optimum_text, seconds_text
 
 EXPLAINED = {
@@ -30,6 +34,9 @@ CAPTIONS = {
     "has no optimum and takes no part in the fit.",
     "curves": "A line a run, coloured by its LR; thick: the LR nearest to the optimum; a red cross: diverged.",
     "residuals": "Left: each optimum over the law. Middle: how wide the interval of each optimum is. Right: noise.",
+    "interval": "At {where}. Left: the law fitted again on the trials that had ended by then, over the last lr*; a "
+    "sweep that had stopped there might have chosen other trials. Right: what other numbers of seeds would give; "
+    "predicted, but for the one that ran.",
 }
 
 
@@ -56,12 +63,13 @@ def _law(data: ReportData, index: int, report: LawReport, figures: Mapping[str, 
         f'<p class="formula">{line}</p>{_convention(report, data.unit)}</section>'
     )
     captions = {**CAPTIONS, "law": f"{CAPTIONS['law']} {STAR}"} if report.verdict is not None else CAPTIONS
+    captions = {**captions, "interval": captions["interval"].format(where=escape(_where(report, data.unit)))}
     shown = {kind: _figure(figures, file_name(kind, index), kind, text) for kind, text in captions.items()}
     return (
         f"{heading}{first}{shown['law']}{_usage(report)}{_held_out(report, data.unit)}"
         f"<h3>Cells</h3>{_cells(report.cells, data.unit)}"
         f"<h3>Basins</h3>{shown['basins']}<h3>Curves</h3>{shown['curves']}"
-        f"<h3>Fit and noise</h3>{shown['residuals']}"
+        f"<h3>Fit and noise</h3>{shown['residuals']}{_noise(data, report)}{shown['interval']}"
     )
 
 
@@ -116,6 +124,9 @@ def _held_out(report: LawReport, unit: str) -> str:
         return ""
     observed, predicted = verdict.observed, verdict.predicted
     regret = "-" if verdict.regret is None else f"{verdict.regret:.4f} nats"
+    if verdict.regret_tokens is not None:
+        share = 100 * verdict.regret_tokens / verdict.target["tokens"]
+        regret += f", worth {count_text(verdict.regret_tokens)} {unit}s ({share:.2g} % of the run)"
     rows = [
         (
             "target",
@@ -130,6 +141,48 @@ def _held_out(report: LawReport, unit: str) -> str:
         ("verdict", f"{verdict.status}: {verdict.reason}"),
     ]
     return f"<h3>Held-out check</h3>{_pairs(rows)}"
+
+
+def _where(report: LawReport, unit: str) -> str:
+    """Return where the law's interval is looked at, in words."""
+    target = target_of(report)
+    if target is None:
+        return "no target: there is no law"
+    return f"batch {exact_text(target['batch_tokens'])}, {count_text(target['tokens'])} {unit}s"
+
+
+def _noise(data: ReportData, report: LawReport) -> str:
+    """Return how noisy the sweep is, and whether more seeds would help."""
+    noise = sweep_noise(report.cells, estimator="asymmetric" if report.law is None else report.law.estimator)
+    of = "of the loss" if noise.relative else "nats"
+    falls = monotonicity((data.curves[k] for k in _finished(report) if k in data.curves), metric=data.loss)
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.3g} % {of}" if noise.relative else f"{value:.3g} {of}"
+
+    ratio = noise.signal_to_noise
+    spread = "-" if noise.log_lr_sd is None else f"factor {math.exp(noise.log_lr_sd):.2f} ({noise.log_lr_dof} dof)"
+    rows = [
+        ("loss, sd between paired seeds", share(noise.loss_sd)),
+        ("loss, sd of a seed's level in a cell", share(noise.offset_sd)),
+        ("lr* of a cell, sd between seeds", spread),
+        ("rise of the loss within a factor 4 of the best LR", share(noise.signal)),
+        ("signal to noise: that rise over the sd", "-" if ratio is None else f"{ratio:.3g}"),
+        ("pairs of reports of which the later is lower", _range_text(falls)),
+    ]
+    widths = widths_of(report)
+    line = f"<p>{escape(seeds_line(widths, ran=seeds_of(report)))}</p>" if widths else ""
+    return f"{_pairs(rows)}{line}"
+
+
+def _range_text(shares: Sequence[float]) -> str:
+    if not shares:
+        return "-"
+    return f"{100 * shares[len(shares) // 2]:.3g} % in the median trial, {100 * shares[0]:.3g} % in the lowest"
+
+
+def _finished(report: LawReport) -> list[str]:
+    return sorted({r.key for cell in report.cells for r in cell.results if r.outcome == "finished"})
 
 
 def _cells(cells: Sequence[CellOptimum], unit: str) -> str:

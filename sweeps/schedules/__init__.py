@@ -5,6 +5,7 @@ from __future__ import annotations
 from sweeps.schedules.base import LearningRate, Schedule, learning_rate
 from sweeps.schedules.fixed_horizon import Cosine, Linear, OneCycle, Rex, Step
 from sweeps.schedules.horizon_free import Constant, InverseSqrt, Power, Wsd, power_knee
+from sweeps.schedules.table import Table
 
 __all__ = ["SCHEDULES", "LearningRate", "Schedule", "learning_rate", "power_knee"]
 
@@ -18,4 +19,5 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "step": Step,
     "inverse_sqrt": InverseSqrt,
     "onecycle": OneCycle,
+    "table": Table,
 }

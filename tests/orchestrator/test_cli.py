@@ -48,9 +48,15 @@ OPTIONS = {
     "status": [*SWEEP, "--json", "--watch"],
     "stop": [*SWEEP],
     "fit": [*SWEEP, "--from-mlflow", "--json"],
-    "predict": ["law", "--batch-tokens", "--json", "--parameters", "--tokens"],
+    "predict": [
+        *("law", "--anchor-lr", "--anchor-parameters", "--anchor-tokens", "--batch-tokens", "--compute-flops"),
+        *("--json", "--law", "--parameters", "--sequence-tokens", "--tokens"),
+    ],
+    "validate": [*SWEEP, "--batch-tokens", "--json", "--law", "--seeds", "--tokens"],
+    "compare": ["a", "b", "--confidence", "--json"],
     "report": [*SWEEP],
     "export": [*SWEEP, "--json", "--out"],
+    "replay": [],
     "prepare": [
         *("sources", "--documents", "--held-out", "--out", "--seed", "--text-column", "--token-type", "--tokenizer"),
         "--vocab-size",

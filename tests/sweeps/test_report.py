@@ -25,7 +25,7 @@ from sweeps.report.basins import draw_basins
 from sweeps.report.law import draw_law
 from sweeps.report.look import png
 from sweeps.report.runs import draw_curves
-from sweeps.report.spread import draw_residuals
+from sweeps.report.spread import draw_interval, draw_residuals
 from sweeps.spec import LawSpec, Result
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -133,7 +133,14 @@ class Page(HTMLParser):
 def test_a_report_is_written_whole_and_the_same_each_time(data: ReportData, tmp_path: Path) -> None:
     data = replace(data, laws=(replace(data.laws[0], cells=data.laws[0].cells[:2]),))  # small: figures take time
     paths = write_report(tmp_path / "a", data)
-    assert [p.name for p in paths] == ["law.png", "basins.png", "curves.png", "residuals.png", "report.html"]
+    assert [p.name for p in paths] == [
+        "law.png",
+        "basins.png",
+        "curves.png",
+        "residuals.png",
+        "interval.png",
+        "report.html",
+    ]
     again = write_report(tmp_path / "b", data)
     assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in paths)
@@ -144,7 +151,7 @@ def test_the_page_needs_nothing_else_and_is_closed_properly(data: ReportData) ->
     html = page.render(data, {figures.file_name(kind, 0): PNG for kind in figures.KINDS})
     seen = Page(html)
     assert seen.open == []
-    assert len(seen.fetched) == 4
+    assert len(seen.fetched) == len(figures.KINDS)
     assert all(source.startswith("data:image/png;base64,") for source in seen.fetched)
     assert not seen.tags & {"script", "link", "iframe"}
     assert "url(" not in html
@@ -169,6 +176,8 @@ def test_the_page_says_all_that_a_reader_needs(data: ReportData) -> None:
         "c0ffee",
         "# <here>",
         "sqlite:///mlflow.db",
+        "signal to noise",
+        "seeds instead of 2 would narrow the interval",
         *(f"{cell.tokens:,}" for cell in report.cells),
     ):
         assert said in text
@@ -197,16 +206,16 @@ def test_a_sweep_without_a_law_still_has_a_report_that_says_why(report: LawRepor
 
 
 def test_a_sweep_without_a_result_still_has_a_report(tmp_path: Path) -> None:
-    assert len(write_report(tmp_path, ReportData("empty", (LawReport(()),)))) == 5
+    assert len(write_report(tmp_path, ReportData("empty", (LawReport(()),)))) == len(figures.KINDS) + 1
     waiting = replace(a_cell(256, 1024), results=())
-    assert len(write_report(tmp_path, ReportData("waiting", (LawReport((waiting,)),)))) == 5
+    assert len(write_report(tmp_path, ReportData("waiting", (LawReport((waiting,)),)))) == len(figures.KINDS) + 1
 
 
 def test_each_law_of_a_further_axis_has_its_own_figures(report: LawReport) -> None:
     short = replace(report, cells=report.cells[:1], held_out=None, verdict=None)
     both = ReportData("two", (replace(short, label="weight_decay 0"), replace(short, label="weight_decay 0.1")))
     drawn = figures.draw(both)
-    assert list(drawn)[:5] == ["law.png", "basins.png", "curves.png", "residuals.png", "law-2.png"]
+    assert list(drawn)[:6] == ["law.png", "basins.png", "curves.png", "residuals.png", "interval.png", "law-2.png"]
     text = Page(page.render(both, drawn)).text
     assert "weight_decay 0.1" in text
 
@@ -268,6 +277,13 @@ def test_curves_that_diverged_end_in_the_picture(data: ReportData) -> None:
     crosses = [line for line in first.get_lines() if line.get_marker() == "x"]
     assert len(crosses) == 2
     assert all(first.get_ylim()[0] <= float(np.asarray(c.get_ydata())[0]) <= first.get_ylim()[1] for c in crosses)
+
+
+def test_the_interval_is_shown_as_trials_ended_and_by_seeds(data: ReportData) -> None:
+    texts = shown(draw_interval(data.laws[0], data.curves))
+    assert "lr* at the target, as trials ended" in texts
+    assert any("(as run)" in text for text in texts)
+    assert "no interval yet" in shown(draw_interval(LawReport(()), {}))
 
 
 def test_drawing_leaves_matplotlib_as_it_was(report: LawReport) -> None:

@@ -18,11 +18,13 @@ from sweeps.schedules import SCHEDULES, Schedule, learning_rate, power_knee
 from sweeps.schedules.base import COOLDOWNS
 from sweeps.schedules.fixed_horizon import Cosine, Linear, OneCycle, Rex, Step
 from sweeps.schedules.horizon_free import Constant, InverseSqrt, Power, Wsd
+from sweeps.schedules.table import Table
 
 TOTAL = 1 << 20
 REQUIRED: dict[str, dict[str, Any]] = {
     "power": {"n0_tokens": TOTAL / 8},
     "inverse_sqrt": {"timescale_tokens": TOTAL / 8},
+    "table": {"fractions": (0.0, 0.125, 0.75, 1.0), "factors": (0.0, 1.0, 0.5, 0.0)},
 }
 
 # one of each name with its defaults, one of each with all phases, and each shape of cooldown
@@ -42,7 +44,7 @@ EXAMPLES: dict[str, Schedule] = {
     },
 }
 CONTINUOUS = [n for n in EXAMPLES if n.split(",")[0] != "step" and n not in ("rex, samples", "rex, milestones")]
-PIECEWISE_LINEAR = ["constant", "constant, warm", "linear", "wsd", "wsd, linear", "step"]
+PIECEWISE_LINEAR = ["constant", "constant, warm", "linear", "wsd", "wsd, linear", "step", "table"]
 # warm-up and knee are absolute: only these names may change when the run is stretched
 ABSOLUTE = {"constant", "wsd", "power", "inverse_sqrt"}
 
@@ -110,6 +112,7 @@ def mean_factor(schedule: Schedule, batch_tokens: int) -> float:
         (Wsd(warmup_tokens=TOTAL // 8, cooldown_fraction=0.25), 1 - 1 / 16 - 1 / 8),
         (Step(milestone_fractions=(0.5, 0.75), factors=(0.5, 0.25)), 0.6875),
         (Rex(sample_fractions=(0.5, 0.75)), 0.5 + (2 / 3) / 4 + 0.4 / 4),
+        (Table(fractions=(0.0, 0.25, 0.5, 1.0), factors=(0.0, 1.0, 1.0, 0.5)), 1 / 8 + 1 / 4 + 3 / 8),
     ],
     ids=str,
 )
@@ -164,6 +167,10 @@ CLOSED_FORMS: dict[str, tuple[Schedule, Callable[[float], float]]] = {
         lambda t: min(1.0, (t / 0.125) ** -0.4) if t else 1.0,
     ),
     "wsd": (Wsd(), lambda t: min(1.0, (1 - t) / 0.2)),
+    "table": (
+        Table(fractions=(0.0, 0.1, 0.8, 1.0), factors=(0.0, 1.0, 1.0, 0.0)),
+        lambda t: min(t / 0.1, 1.0, (1 - t) / 0.2),
+    ),
     "wsd 1-sqrt": (Wsd(cooldown_fraction=1.0, cooldown="1-sqrt"), lambda t: 1 - math.sqrt(t)),
     "wsd sqrt-cube": (Wsd(cooldown_fraction=1.0, cooldown="sqrt-cube"), lambda t: (1 - t) ** 1.5),
     "wsd exponential": (
@@ -279,6 +286,15 @@ def test_a_floor_above_power_never_raises_the_lr() -> None:
         (lambda: Step(factors=(0.5,)), "factors: must be as many as the milestones (2), got [0.5]"),
         (lambda: Step(factors=(0.5, 2.0)), "factors: must be between 0 and 1, got [0.5, 2.0]"),
         (lambda: Step(warmup_fraction=0.85), "milestone_fractions: must come after the warm-up"),
+        (lambda: Table(fractions=(0.0, 0.5), factors=(1.0, 0.5)), "fractions: must rise strictly from 0 to 1, got"),
+        (
+            lambda: Table(fractions=(0.0, 1.0), factors=(1.0,)),
+            "factors: must be as many as the fractions (2), got [1.0]",
+        ),
+        (
+            lambda: Table(fractions=(0.0, 1.0), factors=(0.5, 0.0)),
+            "factors: must be between 0 and 1, the highest 1, got",
+        ),
         (lambda: OneCycle(div_factor=0.5), "div_factor: must be at least 1 and finite, got 0.5"),
         (
             lambda: Constant(warmup_tokens=200_000).check(131_072),

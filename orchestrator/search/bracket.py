@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator.search.samplers import SAMPLERS
 from sweeps.agenda import Chooser, grid_chooser
 from sweeps.errors import ConfigError, unknown_name
 from sweeps.plan import Bracket, is_open_ended, mean_losses
@@ -21,29 +20,6 @@ from sweeps.spec import Range, Result, Sweep, content_key, six_digits
 
 WAVE = "powersweep:wave"  # user attribute of a trial: which wave asked for it
 ASKED = "powersweep:lr"  # the LR as it is trained: six digits
-
-
-def _random(seed: int, startup: int) -> BaseSampler:
-    del startup
-    return RandomSampler(seed=seed)
-
-
-def _qmc(seed: int, startup: int) -> BaseSampler:
-    del startup
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-
-
-def _tpe(seed: int, startup: int) -> BaseSampler:
-    return TPESampler(seed=seed, n_startup_trials=startup)
-
-
-def _gp(seed: int, startup: int) -> BaseSampler:
-    return GPSampler(seed=seed, n_startup_trials=startup)
-
-
-SAMPLERS = {"random": _random, "qmc": _qmc, "tpe": _tpe, "gp": _gp}
 
 
 class OptunaChooser:

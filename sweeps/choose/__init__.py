@@ -1,0 +1,6 @@
+"""Which trial to run next, so that the law's interval at a target shrinks most for its cost."""
+
+from sweeps.choose.design import spread_out
+from sweeps.choose.gain import Pool, Target, next_places
+
+__all__ = ["Pool", "Target", "next_places", "spread_out"]
