@@ -25,7 +25,8 @@ from sweeps.optima.optimum import find_optimum
 from sweeps.optima.pooled import refine
 from sweeps.optima.records import CellOptimum
 from sweeps.plan import Bracket, group_label, grown_lrs, held_out_cell, is_profiled, trials_of
-from sweeps.spec import Cell, Result, Sweep, Trial, Variant, content_key, six_digits
+from sweeps.spec import JOINT, Cell, LawSpec, Result, Sweep, Trial, Variant, content_key, six_digits
+from sweeps.surrogate.law import joint_cells, joint_law
 
 HELD_OUT_GROW = 2  # LRs a held-out check may add beyond each neighbour: a law off by 2 x 2^2 is still bracketed
 LONGEST_NAME = 100  # characters of a file's name that come from a label
@@ -63,11 +64,14 @@ def collect(sweep: Sweep, found: Iterable[tuple[Cell, Sequence[Result]]]) -> dic
     groups: dict[str, list[CellOptimum]] = {}
     for cell, results in found:
         groups.setdefault(group_label(sweep, cell.variant), []).append(_found(cell, results))
-    law = sweep.law
-    return {
-        label: _profiled(sweep, refine(cells, estimator=law.estimator, confidence=law.confidence))
-        for label, cells in groups.items()
-    }
+    return {label: _profiled(sweep, _refined(sweep.law, cells)) for label, cells in groups.items()}
+
+
+def _refined(law: LawSpec, cells: Sequence[CellOptimum]) -> Sequence[CellOptimum]:
+    """Return the cells with what they say of each other's optima."""
+    if law.estimator == JOINT:
+        return joint_cells(cells, confidence=law.confidence)
+    return refine(cells, estimator=law.estimator, confidence=law.confidence)
 
 
 def of_agenda(agenda: Agenda) -> list[tuple[Cell, list[Result]]]:
@@ -113,7 +117,7 @@ def study(sweep: Sweep, found: Iterable[tuple[Cell, Sequence[Result]]]) -> Findi
     refusals: dict[str, str] = {}
     for label, group in cells.items():
         try:
-            laws[label] = fit_law(
+            laws[label] = (joint_law if sweep.law.estimator == JOINT else fit_law)(
                 group,
                 spec=sweep.law,
                 recipe=recipe_of(sweep, variants[label]),

@@ -12,7 +12,7 @@ from orchestrator.config.coerce import must, show
 from sweeps.errors import ConfigError, unknown_name
 from sweeps.laws.law import CONVENTIONS
 from sweeps.optima.optimum import ESTIMATORS
-from sweeps.spec import Budget, Json, LawSpec, Range, Reports, Resources, Search, Tracking, Validation
+from sweeps.spec import JOINT, Budget, Json, LawSpec, Range, Reports, Resources, Search, Tracking, Validation
 
 Record = TypeVar("Record")
 SEARCHES = ("grid", "random", "qmc", "tpe", "gp")
@@ -193,7 +193,7 @@ def read_law(node: Json, varying: tuple[str, ...], extra: Mapping[str, object]) 
     for name, factor in law.reach.items():
         one_of(f"law.reach.{name}", name, VARIABLES, "variable")
         at_least(f"law.reach.{name}", factor, 1)
-    one_of("law.estimator", law.estimator, tuple(ESTIMATORS), "estimator")
+    one_of("law.estimator", law.estimator, (*ESTIMATORS, JOINT), "estimator")
     one_of("law.convention", law.convention, CONVENTIONS, "convention")
     if law.convention == "batch free":
         if "batch_tokens" in given.get("variables", ()):

@@ -267,7 +267,7 @@ def fit_law(
         units={"lr": "per step", "batch_tokens": unit, "tokens": unit, "parameters": "parameter"},
         box=box,
         reach={v: (low / wide[v], high * wide[v]) for v, (low, high) in box.items()},
-        cells=tuple(_told(c, int(cluster)) for c, cluster in zip(used, clusters, strict=True)),
+        cells=tuple(told(c, int(cluster)) for c, cluster in zip(used, clusters, strict=True)),
         left_out=tuple(
             sorted([{"key": k, "label": n, "reason": why} for k, n, why in line.left_out] + not_best, key=_key)
         ),
@@ -289,7 +289,7 @@ def _form(line: PowerLaw) -> str:
     return "lr* = a" + "".join(f" * {SYMBOLS[v]}^{'pqr'[VARIABLES.index(v)]}" for v in line.variables)
 
 
-def _told(cell: CellOptimum, cluster: int) -> Mapping[str, Json]:
+def told(cell: CellOptimum, cluster: int) -> Mapping[str, Json]:
     """Return a cell as JSON: its optimum, the loss there by seed, and which cells it shares trials with."""
     fields = asdict(replace(cell, results=()))
     del fields["results"]

@@ -91,15 +91,15 @@ def fit(
     used = [c for c in ordered if c.optimum.censored is None]
     out = [c for c in ordered if c.optimum.censored is not None]
     left_out = tuple((c.key, c.label, str(c.optimum.censored)) for c in out)
-    reason = _refusal(used, variables, left_out)
+    reason = refusal(used, variables, left_out)
     if reason is not None:
         fewer = [v for v in variables if len({getattr(c, v) for c in used}) > 1]
         estimate = None
-        if len(fewer) < len(variables) and _refusal(used, fewer, left_out) is None:
+        if len(fewer) < len(variables) and refusal(used, fewer, left_out) is None:
             estimate = fit(used, fewer, seed=seed, confidence=confidence, n_bootstrap=n_bootstrap)
         raise FitError(reason, estimate=estimate)
     line = regress(
-        _design(used, variables),
+        design(used, variables),
         np.array([math.log(_number(c.optimum.lr)) for c in used]),
         np.array([_variance(c) for c in used]),
         cluster_C=clusters_of([[r.key for r in c.results] for c in used]),
@@ -132,7 +132,7 @@ def _against(
     best = cell.optimum.lr
     if best is None or why not in _EDGES or min(getattr(cell, v) for v in (*variables, "tokens")) <= 0:
         return cell.key, cell.label, why
-    row_U = _design([cell], variables)[0]
+    row_U = design([cell], variables)[0]
     centre = float(row_U @ line.estimate)
     variance = float(row_U @ line.covariance @ row_U) + line.between
     half = two_sided(confidence, dof=line.dof) * math.sqrt(variance)
@@ -147,9 +147,10 @@ def _some(labels: Sequence[str]) -> str:
     return "; ".join(labels) if len(labels) <= 3 else f"{len(labels)} cells, {labels[0]} the first"
 
 
-def _refusal(
+def refusal(
     used: Sequence[CellOptimum], variables: Sequence[str], left_out: Sequence[tuple[str, str, str]]
 ) -> str | None:
+    """Return why these cells do not support a law of these variables, None if they do."""
     unknowns = len(variables) + 1
     if len(used) <= unknowns:
         reasons = {why: sorted(label for _, label, w in left_out if w == why) for _, _, why in left_out}
@@ -161,13 +162,14 @@ def _refusal(
     for name in variables:
         if len({getattr(c, name) for c in used}) < 2:
             return f"law: {name} is {getattr(used[0], name):,} in every cell with an optimum, so it has no exponent"
-    x_CU = _design(used, variables)
+    x_CU = design(used, variables)
     if np.linalg.matrix_rank(x_CU - x_CU.mean(axis=0) * (np.arange(unknowns) > 0), tol=1e-6) < unknowns:
         return f"law: {' and '.join(variables)} vary only together in the cells with an optimum: too few exponents"
     return None
 
 
-def _design(cells: Sequence[CellOptimum], variables: Sequence[str]) -> Floats:
+def design(cells: Sequence[CellOptimum], variables: Sequence[str]) -> Floats:
+    """Return the regressors: 1 and the ln of each variable, [C, U]."""
     return np.array([[1.0, *(math.log(getattr(c, v)) for v in variables)] for c in cells])
 
 

@@ -148,7 +148,7 @@ def basin_posterior(
         dof=noise.dof + max(0.0, len(points.loss) - 3.0),
         noise_sd=float(np.exp(share_J @ np.log(sd_J))),
         loss=level,
-        basin=_polynomial(level, bend, float(asymmetry_K[at[1]]), mean - float(log_lr_M[at[0]])),
+        basin=polynomial(level, bend, float(asymmetry_K[at[1]]), mean - float(log_lr_M[at[0]])),
         convex=bool(fit.curvature[free] > 0.0),
     )
 
@@ -228,7 +228,7 @@ class _Fit:
         return float(self.level[index]), max(float(self.curvature[index]), 0.0)
 
 
-def _polynomial(level: float, curvature: float, asymmetry: float, shift: float) -> tuple[float, ...]:
+def polynomial(level: float, curvature: float, asymmetry: float, shift: float) -> tuple[float, ...]:
     """Return the ascending Taylor coefficients of the basin around (minimum + shift)."""
     series = [0.0, 0.0, *(curvature * asymmetry ** (n - 2) / math.factorial(n) for n in range(2, TERMS))]
     moved = [math.fsum(math.comb(n, i) * shift ** (n - i) * series[n] for n in range(i, TERMS)) for i in range(TERMS)]

@@ -12,7 +12,7 @@ from sweeps.optima.records import Optimum
 from sweeps.optima.spline import Spline
 from sweeps.optima.threshold import Threshold
 from sweeps.optima.tried import NOISE_FLOOR, SAME, WINDOW, Tried, edge_of, reason_censored, tabulate
-from sweeps.spec import Result
+from sweeps.spec import JOINT, Result
 
 __all__ = [
     "ESTIMATORS",
@@ -76,9 +76,9 @@ def find_optimum(
 
 
 def estimator_of(name: str) -> Estimator:
-    """Return an estimator by name. Raises ConfigError."""
+    """Return an estimator by name; of a joint fit, that of a cell by itself. Raises ConfigError."""
     try:
-        return ESTIMATORS[name]
+        return ESTIMATORS["asymmetric" if name == JOINT else name]
     except KeyError:
         raise unknown_name("law.estimator", name, ESTIMATORS, "estimator") from None
 

@@ -21,6 +21,7 @@ SMOOTHNESSES = 9
 ROUGH = (1.0, 30.0)  # sd of the second derivative over the window's width, in spreads of the losses; a choice
 DRAWS = 1200
 LEAST = 60  # curves of those drawn that rise to a divergence; a choice
+SHARED = 0.2  # of the uncertainty: a spline flattens like basins alike; assumed
 SEED = 1973  # of the curves drawn: any number, the same for every cell
 TERMS = 7  # of the polynomial that draws the spline
 
@@ -72,6 +73,7 @@ class Spline:
             low=math.exp(min(low, middle - step)),
             high=math.exp(max(high, middle + step)),
             log_sd=scale / two_sided(confidence, dof=dof),
+            form_sd=SHARED * scale / two_sided(confidence, dof=dof),
             dof=dof,
             censored=None,
             loss=math.exp(level) if tried.relative else level,

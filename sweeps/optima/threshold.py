@@ -16,6 +16,7 @@ from sweeps.optima.tried import SAME, Floats, Tried, edge_of, noise_of, window_o
 
 SEED = 2503  # of the noise drawn on the losses: any number, the same for every cell
 DRAWS = 400
+SHARED = 0.5  # of what the gaps between LRs leave open, in cells tried at the same LRs; assumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,15 @@ class Threshold:
         width = 0.25 * float(tried.log_lr[above] - tried.log_lr[below] + tried.log_lr[kept[-1]] - tried.log_lr[kept[0]])
         used = window_of(tried)
         noise = noise_of(tried, used, noise_sd=known.noise_sd)
-        variance = float(gap_low**2 + gap_high**2) / 48.0
+        apart = float(gap_low**2 + gap_high**2) / 48.0
+        variance = apart
         variance += self._drawn(tried, noise.sd)
         variance += (self.shape.mean**2 + self.shape.sd**2) * (width**2 / 6.0) ** 2
         centre, log_sd = float(np.mean(tried.log_lr[kept])), math.sqrt(variance)
         half = two_sided(confidence, dof=noise.dof) * log_sd
         if 2.0 * half >= tried.log_lr[-1] - tried.log_lr[0]:
             return edge_of(tried, "no minimum")
+        loss = float(np.interp(centre, tried.log_lr[kept], tried.loss[kept]))
         return Optimum(
             lr=math.exp(centre),
             low=math.exp(centre - half),
@@ -60,18 +63,27 @@ class Threshold:
             log_sd=log_sd,
             dof=noise.dof,
             censored=None,
-            loss=float(np.interp(centre, tried.log_lr[kept], tried.loss[kept])),
+            loss=loss,
             noise_sd=noise.sd,
-            window=(math.exp(float(tried.log_lr[kept[0]])), math.exp(float(tried.log_lr[kept[-1]]))),
-            form_sd=math.hypot(self.shape.mean, self.shape.common) * width**2 / 6.0,  # the recipe corrects for no k
+            # the parabola that reaches the threshold at both ends of the level set
+            basin=(math.log(loss) if tried.relative else loss, 0.0, float(self._rise(loss, tried)) / width**2),
+            centre=centre,
+            window=(math.exp(float(tried.log_lr[used[0]])), math.exp(float(tried.log_lr[used[-1]]))),
+            # the recipe corrects for no k, and cells that share a grid err by it together
+            form_sd=math.hypot(
+                math.hypot(self.shape.mean, self.shape.common) * width**2 / 6.0, SHARED * math.sqrt(apart)
+            ),
             relative=tried.relative,
         )
 
     def _kept(self, height: Floats, tried: Tried) -> NDArray[np.bool_]:
         """Return which heights are below the threshold over their lowest; shape [..., L]."""
         lowest = np.min(height, axis=-1, keepdims=True)
-        rise = math.log1p(self.share) if tried.relative else self.share * np.abs(lowest)
-        return np.asarray(height <= lowest + rise + SAME * 1e-6)
+        return np.asarray(height <= lowest + self._rise(lowest, tried) + SAME * 1e-6)
+
+    def _rise(self, lowest: Floats | float, tried: Tried) -> Floats:
+        """Return how far the threshold is above the lowest heights."""
+        return np.asarray(math.log1p(self.share) if tried.relative else self.share * np.abs(lowest))
 
     def _drawn(self, tried: Tried, noise_sd: float) -> float:
         """Return the variance of the mean over losses drawn anew."""

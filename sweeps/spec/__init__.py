@@ -10,6 +10,7 @@ from functools import cached_property
 from sweeps.spec.canonical import Json, canonical_json, content_key, six_digits
 from sweeps.spec.part import Part
 from sweeps.spec.sections import (
+    JOINT,
     Axes,
     Budget,
     LawSpec,
@@ -24,6 +25,7 @@ from sweeps.spec.sections import (
 
 __all__ = [
     "ABSURD_FACTOR",
+    "JOINT",
     "OUTCOMES",
     "Axes",
     "Budget",

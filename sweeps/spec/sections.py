@@ -72,9 +72,15 @@ class Search:
     seed: int = 0
 
 
+JOINT = "joint"  # the estimator that fits all cells at once: the joint surrogate
+
+
 @dataclass(frozen=True, slots=True)
 class LawSpec:
-    """What law to fit: `variables` among batch_tokens, tokens, parameters; factors by which reach exceeds the box."""
+    """What law to fit: `variables` among batch_tokens, tokens, parameters; factors by which reach exceeds the box.
+
+    `estimator` is one of `sweeps.optima.optimum.ESTIMATORS`, each cell by itself, or JOINT.
+    """
 
     variables: tuple[str, ...] = ("batch_tokens", "tokens")
     estimator: str = "asymmetric"

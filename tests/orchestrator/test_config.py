@@ -34,6 +34,7 @@ axes:
   tokens: [128, 256]
 """
 NEEDED: dict[str, dict[str, Any]] = {
+    "table": {"fractions": [0.0, 1.0], "factors": [1.0, 0.0]},
     "power": {"n0_tokens": 1024},
     "inverse_sqrt": {"timescale_tokens": 64},
     "script": {"path": "train.py"},

@@ -57,7 +57,11 @@ def test_an_optimum_has_all_its_numbers(name):
     assert found.dof > 0
     assert found.noise_sd > 0
     assert found.loss == pytest.approx(LEVEL, rel=0.02)
-    assert found.window[0] <= found.window[1]
+    assert found.window[0] < found.lr < found.window[1]
+    # the basin that is drawn, and told to other cells, has its minimum about there
+    assert found.basin[2] > 0
+    assert found.fitted(found.lr) == pytest.approx(found.loss, rel=0.005)
+    assert found.fitted(found.lr) < min(found.fitted(4 * found.lr), found.fitted(found.lr / 4))
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -156,6 +160,12 @@ def test_cells_are_refined_by_the_estimator_that_was_asked(name):
 def test_a_sweep_may_ask_for_every_estimator(name):
     loaded = load_sweep("quickstart", [f"law.estimator={name}"], cwd=ROOT, environ=os.environ)
     assert loaded.sweep.law.estimator == name
+
+
+def test_the_parabola_of_a_threshold_reaches_it_at_both_ends():
+    found = find_optimum(results(1.1e-3, asymmetry=1e-9), estimator="threshold", noise_sd=1e-3)
+    width = math.sqrt(2 * math.log(1.0025) / (2 * found.basin[2]))
+    assert found.fitted(found.lr * math.exp(width)) == pytest.approx(1.0025 * found.loss, rel=0.002)
 
 
 def test_the_threshold_is_step_laws_recipe():
