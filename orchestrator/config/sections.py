@@ -9,18 +9,23 @@ from typing import TypeVar
 
 from orchestrator.config.build import fill
 from orchestrator.config.coerce import must, show
+from sweeps.agenda import LAW
 from sweeps.errors import ConfigError, unknown_name
 from sweeps.laws.law import CONVENTIONS
 from sweeps.optima.optimum import ESTIMATORS
 from sweeps.spec import JOINT, Budget, Json, LawSpec, Range, Reports, Resources, Search, Tracking, Validation
 
 Record = TypeVar("Record")
-SEARCHES = ("grid", "random", "qmc", "tpe", "gp")
+SEARCHES = ("grid", "random", "qmc", "tpe", "gp", LAW)
+LEAST_FOR_LAW = 8  # trials of a search for the law: its starting design; a choice
 PRECISIONS = ("float32", "bfloat16")
 VARIABLES = ("batch_tokens", "tokens", "parameters")
 NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 SERVERS = ("http", "https")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+NOT_OF = {"grid": ("trials", "wave", "seed", "until"), LAW: ("grow",), "": ("grow", "until")}  # of a search by its name
 
 
 def record(cls: type[Record], node: Json, where: str) -> Record:
@@ -65,11 +70,13 @@ def read_search(node: Json, lr: tuple[float, ...] | Range) -> Search:
     given = set(node or {})
     one_of("search.name", search.name, SEARCHES, "search")
     grid = search.name == "grid"
-    for field in ("trials", "wave", "seed") if grid else ("grow",):
+    for field in NOT_OF[search.name if search.name in NOT_OF else ""]:
         if field in given:
             raise ConfigError(f"search.{field}: has no meaning for {search.name}: leave it out")
     at_least("search.grow", search.grow, 0)
-    at_least("search.trials", search.trials, 1)
+    at_least("search.trials", search.trials, LEAST_FOR_LAW if search.name == LAW else 1)
+    if search.until is not None and not search.until > 1:
+        raise must("search.until", "a factor above 1", search.until)
     at_least("search.wave", search.wave, 1)
     at_least("search.seed", search.seed, 0)
     if search.wave > search.trials:
@@ -78,7 +85,7 @@ def read_search(node: Json, lr: tuple[float, ...] | Range) -> Search:
         raise ConfigError("axes.lr.points: is required for a grid: how many values of the range")
     if grid and not isinstance(lr, Range) and len(lr) < 2:
         raise ConfigError(f"axes.lr: a grid needs at least 2 values to find a minimum between, got {show(list(lr))}")
-    if not grid and not isinstance(lr, Range):
+    if not grid and search.name != LAW and not isinstance(lr, Range):
         raise ConfigError(
             f"axes.lr: {search.name} searches a range: write {{log: [{lr[0]:g}, {lr[-1]:g}]}}, or use grid"
         )
@@ -169,16 +176,18 @@ def _check_uri(uri: str) -> None:
         raise ConfigError(f"tracking.uri: must be {forms}; nothing comes after {scheme}://")
 
 
-def read_law(node: Json, varying: tuple[str, ...], extra: Mapping[str, object]) -> LawSpec:
+def read_law(node: Json, varying: tuple[str, ...], extra: Mapping[str, object], *, search: str) -> LawSpec:
     """Return the law to fit.
 
     Args:
         node: the section.
         varying: which of VARIABLES take two or more values.
         extra: further axes, by dotted name.
+        search: its name; one for the law leaves cells few LRs, so that only all of them together have optima.
     """
     law = record(LawSpec, node, "law")
     given = node or {}
+    law = _with_estimator(law, given, search)
     variables = law.variables
     if "variables" not in given:
         variables = tuple(name for name in variables if name in varying)
@@ -193,14 +202,25 @@ def read_law(node: Json, varying: tuple[str, ...], extra: Mapping[str, object]) 
     for name, factor in law.reach.items():
         one_of(f"law.reach.{name}", name, VARIABLES, "variable")
         at_least(f"law.reach.{name}", factor, 1)
-    one_of("law.estimator", law.estimator, (*ESTIMATORS, JOINT), "estimator")
-    one_of("law.convention", law.convention, CONVENTIONS, "convention")
     if law.convention == "batch free":
         if "batch_tokens" in given.get("variables", ()):
             raise ConfigError("law.variables: a batch free law is at the best batch: leave batch_tokens out")
         variables = tuple(name for name in variables if name != "batch_tokens")
     profile = tuple(_axis_name(name, extra) for name in law.profile_over)
     return dataclasses.replace(law, variables=variables, profile_over=profile)
+
+
+def _with_estimator(law: LawSpec, given: Json, search: str) -> LawSpec:
+    """Return the law with the estimator its search needs. Raises ConfigError."""
+    one_of("law.estimator", law.estimator, (*ESTIMATORS, JOINT), "estimator")
+    one_of("law.convention", law.convention, CONVENTIONS, "convention")
+    if search == LAW:
+        if given.get("estimator", JOINT) != JOINT:
+            raise ConfigError(f"law.estimator: must be {JOINT} with search {LAW}, got {law.estimator}")
+        law = dataclasses.replace(law, estimator=JOINT)
+    if law.estimator == JOINT and law.convention != CONVENTIONS[0]:
+        raise ConfigError(f"law.convention: must be {CONVENTIONS[0]!r} with estimator {JOINT}, got {law.convention!r}")
+    return law
 
 
 def _axis_name(name: str, extra: Mapping[str, object]) -> str:

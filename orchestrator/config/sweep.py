@@ -83,7 +83,7 @@ def _sweep(tree: Tree, written: Tree, *, default_name: str, cwd: Path) -> Sweep:
     variants, axes = _variants(tree, axes, cwd=cwd)
     checks.check_batches(axes, check, variants)
     checks.check_schedule(schedule, axes, check, grow=search.grow if search.name == "grid" else 0)
-    law = sections.read_law(tree.get("law"), checks.varying(axes, variants), axes.extra)
+    law = sections.read_law(tree.get("law"), checks.varying(axes, variants), axes.extra, search=search.name)
     checks.check_law(law, axes, variants)
     precision = tree.get("precision", Sweep.precision)
     sections.one_of("precision", precision, sections.PRECISIONS, "precision")

@@ -13,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.samplers import SAMPLERS
-from sweeps.agenda import Chooser, grid_chooser
+from sweeps.agenda import LAW, Chooser, LawPlanner, Planner, grid_chooser
 from sweeps.errors import ConfigError, unknown_name
 from sweeps.plan import Bracket, is_open_ended, mean_losses
 from sweeps.spec import Range, Result, Sweep, content_key, six_digits
@@ -139,8 +139,10 @@ def _tell_one(study: optuna.Study, trial: FrozenTrial, loss: float) -> None:
         study.tell(trial.number, state=TrialState.PRUNED)
 
 
-def chooser_of(sweep: Sweep, *, journal: Path, only_read: bool = False) -> Chooser:
-    """Return what chooses the LRs of a sweep; `only_read`: for everyone but its driver."""
+def chooser_of(sweep: Sweep, *, journal: Path, only_read: bool = False) -> Chooser | Planner:
+    """Return what chooses the trials of a sweep; `only_read`: for everyone but its driver."""
+    if sweep.search.name == LAW:
+        return LawPlanner(sweep)
     if sweep.search.name == "grid":
         return grid_chooser(sweep)
     return OptunaChooser(sweep, journal=journal, only_read=only_read)

@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.choose import Pool, Target, next_places, spread_out
+from sweeps.choose import Pool, Target, next_places, spread_out, trial_and_flops
 from sweeps.errors import ConfigError
 from sweeps.surrogate import Recommendation, Surface, fit_surface, rows_of
 
@@ -23,12 +23,6 @@ Cost = Callable[[Floats], Floats]
 AXES = ("lr", "batch_tokens", "tokens", "parameters")
 LR_STEP = 0.5  # octaves between the LRs it may choose; assumed
 BATCH_STEP = 1.0  # of batches and tokens, where these are ranges
-
-
-def by_flops(places_P4: Floats) -> Floats:
-    """Return what one seed at each place costs, [P]: half as a trial, half by its FLOPs."""
-    flops_P = places_P4[:, 2] * places_P4[:, 3]
-    return np.asarray(1.0 + flops_P / flops_P.mean())
 
 
 class LawSampler(BaseSampler):
@@ -62,7 +56,7 @@ class LawSampler(BaseSampler):
         targets: Sequence[Target],
         seed: int = 0,
         start: int = 8,
-        cost: Cost = by_flops,
+        cost: Cost = trial_and_flops,
         most_seeds: int = 1,
     ) -> None:
         unknown = sorted(set(space) - set(AXES))

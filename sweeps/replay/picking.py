@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeps.choose import Pool, Target, next_places, spread_out
+from sweeps.choose import Pool, Target, next_places, spread_out, trial_and_flops
 from sweeps.replay.table import Table
 from sweeps.surrogate import Surface, fit_surface, rows_of
 
@@ -62,7 +62,7 @@ def pick_for_law(oracle: Oracle, targets: Sequence[Target], trials: int, seed: i
     """
     rng = np.random.default_rng(seed)
     places_P4 = oracle.table.places
-    costs_P = 1.0 + oracle.table.flops / oracle.table.flops.mean()
+    costs_P = trial_and_flops(places_P4)
     for index in spread_out(places_P4, min(FIRST, trials), rng=rng):
         oracle.take(index)
     surface: Surface | None = None

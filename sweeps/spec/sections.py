@@ -58,10 +58,12 @@ class Search:
     """How the LRs of a cell are chosen.
 
     Attributes:
-        name: "grid", or an Optuna sampler asked per cell: "random", "qmc", "tpe", "gp".
+        name: "grid"; an Optuna sampler asked per cell: "random", "qmc", "tpe", "gp"; or "law": of all cells together,
+            the trials that tell most of the law.
         grow: grid only: at most this many points are added beyond each edge where the best LR sits on it.
-        trials: LRs asked per cell (not for grid).
-        wave: LRs asked at once per cell (not for grid).
+        trials: LRs asked per cell (not for grid); of "law", trials of one law in all.
+        wave: LRs asked at once per cell (not for grid); of "law", trials at once in all.
+        until: of "law": it ends once lr* at the target is known within this factor either way.
         seed: of the sampler.
     """
 
@@ -70,6 +72,7 @@ class Search:
     trials: int = 12
     wave: int = 4
     seed: int = 0
+    until: float | None = None
 
 
 JOINT = "joint"  # the estimator that fits all cells at once: the joint surrogate

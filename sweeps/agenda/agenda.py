@@ -1,0 +1,171 @@
+"""What of a sweep is still to run, decided from outcomes alone: the same outcomes give the same agenda."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+
+from sweeps.agenda.choosers import (
+    LAW,
+    ByBracket,
+    Chooser,
+    Planner,
+    beyond_first,
+    first_tokens,
+    first_trials,
+)
+from sweeps.agenda.outcomes import Outcome, is_done, result_of
+from sweeps.plan import Bracket
+from sweeps.spec import Cell, Result, Sweep, Trial
+
+
+class Agenda:
+    """The open trials of a sweep; grows as outcomes come in.
+
+    Trials come in the order of their cost, dearest first, so that the last ones to run are short. What the budget
+    leaves beyond the first trials is shared equally between fields, so that growth does not depend on which of them
+    ends first. With `brackets` false only what is added is on it.
+    """
+
+    def __init__(
+        self, sweep: Sweep, chooser: Chooser | Planner, outcomes: Mapping[str, Outcome], *, brackets: bool = True
+    ) -> None:
+        self.sweep = sweep
+        self.outcomes: dict[str, Outcome] = dict(outcomes)
+        self.trials: dict[str, Trial] = {}
+        self.refused: list[str] = []
+        self._planner = chooser if isinstance(chooser, Planner) else ByBracket(sweep, chooser)
+        self._boards = [_Board(field) for field in self._planner.fields() if brackets]
+        self._home: dict[str, _Board] = {}
+        self._at = {cell.key: (board, b) for board in self._boards for b in board.field for cell in b.cells}
+        self._ready: list[tuple[float, str]] = []
+        self._running: set[str] = set()
+        self._spare_trials = _share(sweep.budget.trials, first_trials(sweep), len(self._boards))
+        self._spare_tokens = _share(sweep.budget.tokens, first_tokens(sweep), len(self._boards))
+        for board in self._boards:
+            self._advance(board)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell, in the order of the axes."""
+        return [cell for board in self._boards for bracket in board.field for cell in bracket.cells]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing waits, nothing runs and nothing more will be chosen."""
+        return not (self._ready or self._running or any(board.open for board in self._boards))
+
+    def waiting(self) -> list[Trial]:
+        """Return the trials to be taken, dearest first."""
+        return [self.trials[key] for _, key in sorted(self._ready)]
+
+    def take(self) -> Trial | None:
+        """Return the next trial to run, or None if none is waiting now."""
+        if not self._ready:
+            return None
+        _, key = heapq.heappop(self._ready)
+        self._running.add(key)
+        return self.trials[key]
+
+    def add(self, trials: Sequence[Trial]) -> None:
+        """Add trials that belong to no bracket: the held-out check."""
+        for trial in trials:
+            self.trials[trial.key] = trial
+            if not is_done(trial, self.outcomes.get(trial.key)):
+                heapq.heappush(self._ready, (-trial.tokens * max(trial.flops_per_token, 1.0), trial.key))
+
+    def end(self, outcome: Outcome) -> None:
+        """Record how a trial ended; may add trials."""
+        self.outcomes[outcome.key] = outcome
+        self._running.discard(outcome.key)
+        board = self._home.get(outcome.key)
+        if board is not None:
+            board.unfinished.discard(outcome.key)
+            if not board.unfinished:
+                self._advance(board)
+
+    def holds(self, trials: Sequence[Trial]) -> bool:
+        """Return whether the budget holds these trials besides all there are; a remark says where it does not."""
+        budget, every = self.sweep.budget, [*self.trials.values(), *trials]
+        if budget.trials is not None and len(every) > budget.trials:
+            self.refused.append("held-out check: budget.trials leaves no more trials")
+        elif budget.tokens is not None and sum(t.tokens for t in every) > budget.tokens:
+            self.refused.append("held-out check: budget.tokens leaves no more tokens")
+        else:
+            return True
+        return False
+
+    def is_complete(self, cell: Cell) -> bool:
+        """Return whether nothing of a cell is under way and no more will be chosen."""
+        board, _ = self._at[cell.key]
+        return not (board.open or board.unfinished)
+
+    def results(self, cell: Cell) -> list[Result]:
+        """Return what a cell has learnt so far, sorted by (lr, seed)."""
+        board, bracket = self._at[cell.key]
+        found = []
+        for trial in board.members[bracket.key]:
+            outcome = self.outcomes.get(trial.key)
+            if trial.seed in cell.seeds and outcome is not None and outcome.outcome != "failed":
+                result = result_of(trial, cell.tokens, outcome)
+                if result.loss is not None or result.outcome != "finished":  # else it did not come so far, or missed it
+                    found.append(result)
+        return sorted(found, key=lambda r: (r.lr, r.seed))
+
+    def _advance(self, board: _Board) -> None:
+        """Ask for the field's next trials until some must be run or there are no more."""
+        while board.open and not board.unfinished:
+            if any(not is_done(t, self.outcomes.get(t.key)) for t in board.all):
+                board.open = False  # a trial failed: nothing is decided on half a wave
+                return
+            results = {cell.key: self.results(cell) for bracket in board.field for cell in bracket.cells}
+            chosen = self._planner.next_trials(board.field, board.members, results)
+            trials = [trial for of_bracket in chosen.values() for trial in of_bracket]
+            if not trials or not self._affordable(board, trials):
+                board.open = False
+                return
+            for key, of_bracket in chosen.items():
+                board.members[key].extend(of_bracket)
+            self.add(trials)
+            for trial in trials:
+                self._home[trial.key] = board
+                if not is_done(trial, self.outcomes.get(trial.key)):
+                    board.unfinished.add(trial.key)
+
+    def _affordable(self, board: _Board, trials: Sequence[Trial]) -> bool:
+        """Return whether the field's shares of the budget hold these trials too."""
+        if not board.all and self.sweep.search.name != LAW:
+            return True  # the first LRs are what the budget was checked against
+        if all(is_done(trial, self.outcomes.get(trial.key)) for trial in trials):
+            return True  # paid for when its axes were shorter and its share larger: they cost nothing, and count
+        members = [*board.all, *trials]
+        more_trials, more_tokens = beyond_first(self.sweep, board.field, members)
+        label = board.field[0].cells[0].label if len(board.field) == 1 else "all cells"
+        if more_trials > self._spare_trials:
+            self.refused.append(f"{label}: budget.trials leaves no more trials")
+        elif more_tokens > self._spare_tokens:
+            self.refused.append(f"{label}: budget.tokens leaves no more tokens")
+        else:
+            return True
+        return False
+
+
+class _Board:
+    """One field's progress."""
+
+    def __init__(self, field: tuple[Bracket, ...]) -> None:
+        self.field = field
+        self.open = True
+        self.members: dict[str, list[Trial]] = {bracket.key: [] for bracket in field}
+        self.unfinished: set[str] = set()
+
+    @property
+    def all(self) -> list[Trial]:
+        """The trials of all its brackets."""
+        return [trial for members in self.members.values() for trial in members]
+
+
+def _share(limit: float | None, needed: float, fields: int) -> float:
+    """Return what of a budget each field may spend beyond its first trials: equal shares of what is left."""
+    return math.inf if limit is None else max(0, limit - needed) // max(1, fields)

@@ -1,0 +1,61 @@
+"""How trials ended, and what their cells learn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sweeps.curves import Curve
+from sweeps.spec import Json, Result, Trial
+
+LOSS = "validation/loss"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The value a workload wants of a metric, and the tokens at which a trial first had it; None: never."""
+
+    metric: str
+    value: float
+    reached_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one trial ended: one of spec.OUTCOMES, the tokens it reached, and its whole curve.
+
+    `exceeded` is, for a trial that diverged on a finite loss, the factor of its first loss which that was above.
+    `target` is None where the workload has none.
+    """
+
+    key: str
+    outcome: str
+    tokens: int
+    curve: Curve
+    reason: str = ""
+    exceeded: float | None = None
+    seconds: float = 0.0
+    trial: Mapping[str, Json] = field(default_factory=dict)
+    target: Target | None = None
+
+
+def result_of(trial: Trial, tokens: int, outcome: Outcome) -> Result:
+    """Return what the cell at `tokens` learns from a trial that ended."""
+    loss = outcome.curve.at(tokens, LOSS)
+    kind = "finished" if loss is not None else outcome.outcome
+    return Result(key=trial.key, lr=trial.lr, seed=trial.seed, loss=loss, outcome=kind)
+
+
+def is_done(trial: Trial, outcome: Outcome | None) -> bool:
+    """Return whether a trial needs no more training: it reached its horizon, or diverged on the way.
+
+    It needs more where it has passed a mark that is wanted now and was not then, and where it diverged by a lower
+    factor than today's.
+    """
+    if outcome is None or outcome.outcome == "failed":
+        return False
+    if trial.passed_unseen(outcome.tokens, [*outcome.curve.tokens.tolist(), *outcome.trial.get("marks", ())]):
+        return False
+    if outcome.outcome == "diverged":
+        return outcome.exceeded is None or outcome.exceeded >= trial.absurd_factor
+    return outcome.outcome == "stopped" or outcome.tokens >= trial.tokens
