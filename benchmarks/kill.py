@@ -67,6 +67,8 @@ class Round:
                 process.wait()
         if process.returncode == -9:
             self.killed[phase] += 1
+        elif process.returncode != 0:
+            raise RuntimeError(f"{phase}, call {nth}: exit code {process.returncode} and not killed")
 
     def finish(self) -> None:
         """Run the same command to its end."""

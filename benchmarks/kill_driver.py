@@ -59,10 +59,9 @@ def arm_driver(phase: str, nth: int) -> None:
         name = {"creating": "create_run", "flush": "log_batch"}[phase]
         setattr(MlflowClient, name, deadly(getattr(MlflowClient, name), nth, before=nth % 2 == 0))
     elif phase == "growth":
-        import sweeps.agenda
+        from sweeps.agenda import choosers
 
-        armed = deadly(sweeps.agenda.grown_lrs, nth, before=False, counts=lambda lrs: len(lrs) > 0)
-        sweeps.agenda.grown_lrs = armed
+        choosers.grown_lrs = deadly(choosers.grown_lrs, nth, before=False, counts=lambda lrs: len(lrs) > 0)
     elif phase == "fit":
         import orchestrator.results
 

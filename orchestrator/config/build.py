@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import re
 import sys
@@ -81,7 +82,7 @@ def fill(cls: type, values: Mapping[str, Json], where: str) -> Any:
                 raise ConfigError(f"{where}.{key}: {cls.__name__} has no fields")
             raise unknown_name(f"{where}.{key}", key, fields, "field")
     try:
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
     except (NameError, TypeError) as error:
         raise ConfigError(f"{where}: the types of {cls.__name__} cannot be read: {error}") from error
     tables: Mapping[str, Table] = getattr(cls, "TABLES", {})
@@ -98,6 +99,12 @@ def fill(cls: type, values: Mapping[str, Json], where: str) -> Any:
         opening = str(error).partition(":")[0]
         place = f"{where}." if opening.split("[")[0].split(".")[0] in fields else f"{where}: "
         raise ConfigError(f"{place}{one_line(error)}{_nearest(one_line(error))}") from error
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the types of a class's fields: a worker asks anew for every trial."""
+    return typing.get_type_hints(cls)
 
 
 def _field(value: Json, annotation: Any, table: Table | None, place: str) -> object:

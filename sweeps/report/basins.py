@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from sweeps.report.look import COLOURS, FAINT, INK, WARN, arrange, lr_axis, pane
 from sweeps.report.text import interval_text, lr_text
 
 BLUE, ORANGE = COLOURS[0], COLOURS[1]
+FEW = 3  # LRs
 KEPT_ABOVE = 3.0  # the picture ends this many times above the basin's usual depth; what is higher is drawn at its top
 
 
@@ -43,7 +44,7 @@ def draw_basins(report: LawReport, *, unit: str = "token", metric: str = "valida
 def _basin(axes: Axes, cell: CellOptimum) -> None:
     ended = [(r.lr, r.loss) for r in cell.results if r.loss is not None]
     means = {lr: float(np.mean([y for x, y in ended if x == lr])) for lr in sorted({x for x, _ in ended})}
-    low, high = _span([y for _, y in ended])
+    low, high = _span([*[y for _, y in ended], *_fitted_where_few(cell.optimum, means)])
     axes.set_ylim(low, high)
     inside = [(x, y) for x, y in ended if y <= high]
     axes.plot(*_columns(inside), "o", color=BLUE, alpha=0.35, markersize=4, markeredgewidth=0, zorder=3)
@@ -55,6 +56,13 @@ def _basin(axes: Axes, cell: CellOptimum) -> None:
     lost = sorted({r.lr for r in cell.results if r.outcome == "diverged"})
     axes.plot(lost, [0.95] * len(lost), "x", color=WARN, markersize=6.5, markeredgewidth=1.8, transform=top, zorder=5)
     _fit(axes, cell.optimum)
+
+
+def _fitted_where_few(optimum: Optimum, means: Mapping[float, float]) -> list[float]:
+    """Return heights of the fit across its window, where the losses of a cell do not show a basin of their own."""
+    if len(means) >= FEW or not optimum.basin or optimum.window is None:
+        return []
+    return [optimum.fitted(float(lr)) for lr in np.geomspace(*optimum.window, 7)]
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

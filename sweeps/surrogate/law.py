@@ -26,6 +26,7 @@ from sweeps.surrogate.shape import AT
 
 Floats = NDArray[np.float64]
 
+SHOWN = 2.0  # a cell's basin is drawn at least this far either way
 LEAST_RUNS = 8  # with a loss, of all cells: fewer leave the surrogate to its prior; assumed
 
 
@@ -116,7 +117,7 @@ def _optimum(surface: Surface, cell: CellOptimum, confidence: float) -> Optimum:
     lr = math.exp(found.lr)
     place = np.array([[lr, cell.batch_tokens, cell.tokens, cell.parameters or 1]], dtype=np.float64)
     height = float(surface.ln_loss(place)[0])
-    lrs = sorted(r.lr for r in cell.results if r.loss is not None and r.outcome != "diverged")
+    lrs = [r.lr for r in cell.results if r.loss is not None and r.outcome != "diverged"]
     k = float(surface.unknowns[AT["k"]])
     return Optimum(
         lr=lr,
@@ -129,6 +130,6 @@ def _optimum(surface: Surface, cell: CellOptimum, confidence: float) -> Optimum:
         noise_sd=surface.noise_sd,
         basin=polynomial(height, found.curvatures[0], k, 0.0),
         centre=found.lr,
-        window=(lrs[0], lrs[-1]) if lrs else None,
+        window=(min([lr / SHOWN, *lrs]), max([lr * SHOWN, *lrs])),
         asymmetry=(k, float(math.sqrt(surface.covariance[AT["k"], AT["k"]]))),
     )
