@@ -93,9 +93,11 @@ class LawSampler(BaseSampler):
             return self._params(self._grid[design[len(before) % len(design)]])
         surface = self._surface(before)
         pool, places_P4 = self._pool(before)
-        rng = np.random.default_rng([self._seed, trial.number])
-        chosen = next_places(surface, pool, targets=self._targets, count=1, rng=rng)
-        return self._params(places_P4[chosen[0]] if chosen else self._grid[int(rng.integers(len(self._grid)))])
+        chosen = next_places(surface, pool, targets=self._targets, count=1)
+        if chosen:
+            return self._params(places_P4[chosen[0]])
+        rng = np.random.default_rng([self._seed, trial.number])  # every place is taken
+        return self._params(self._grid[int(rng.integers(len(self._grid)))])
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

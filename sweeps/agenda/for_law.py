@@ -29,8 +29,8 @@ class LawPlanner(Planner):
     """Waves of trials chosen by `sweeps.choose`, all brackets of one law together.
 
     The law is asked at the held-out target; without one, at every batch at the end of the reach in tokens. A wave is
-    decided from complete ones alone, and its draws are seeded by what was asked before: the same outcomes give the same
-    trials, whatever was killed in between.
+    decided from complete ones alone, and the first is seeded by the sweep: the same outcomes give the same trials, whatever
+    was killed in between.
     """
 
     sweep: Sweep
@@ -54,8 +54,8 @@ class LawPlanner(Planner):
         lrs = self._lrs()
         seeds_P = np.array([sum(t.lr == lr for t in members[b.key]) for lr in lrs for b in field], dtype=np.float64)
         places_P4 = np.array([_place(lr, bracket) for lr in lrs for bracket in field])
-        rng = np.random.default_rng([search.seed, asked, int(content_key([b.key for b in field]), 16) % 2**63])
         if asked == 0:
+            rng = np.random.default_rng([search.seed, int(content_key([b.key for b in field]), 16) % 2**63])
             chosen = spread_out(places_P4, min(START, search.trials), rng=rng)
         else:
             surface = _surface(field, results, places_P4)
@@ -65,7 +65,7 @@ class LawPlanner(Planner):
             most = max(len(bracket.seeds) for bracket in field)
             pool = Pool(places_P4, trial_and_flops(places_P4), np.where(full_P, most, seeds_P), most)
             count = min(search.wave, search.trials - asked)
-            chosen = next_places(surface, pool, targets=self._targets(field), count=count, rng=rng)
+            chosen = next_places(surface, pool, targets=self._targets(field), count=count)
         found: dict[str, list[Trial]] = {}
         for index in chosen:
             lr, bracket = lrs[index // len(field)], field[index % len(field)]

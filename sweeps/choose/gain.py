@@ -3,10 +3,11 @@
 What is lost for want of a better estimate is h d^2 / 2 in ln loss, d the error of ln lr* (and of ln B*, where the batch
 is free). Its expectation is a quadratic form of the unknowns' covariance, and a trial lowers it by the same amount
 whatever its loss turns out to be, as long as the surrogate is linear there: a Bayesian L-optimal design (Chaloner and
-Verdinelli 1995, section 2.3). That is averaged over draws of the unknowns, as slopes depend on them.
+Verdinelli 1995, section 2.3). Slopes are those of the most likely unknowns: averaged over draws of the posterior,
+places were chosen that tell much of unlikely unknowns, and lr* at the target was known less well.
 """
 
-# P places, W unknowns, D draws, K rows of costs
+# P places, W unknowns, K rows of costs
 
 from __future__ import annotations
 
@@ -20,8 +21,6 @@ from sweeps.surrogate import Surface
 from sweeps.surrogate.fit import FAR, form_error, near_of
 
 Floats = NDArray[np.float64]
-
-DRAWS = 12  # of the unknowns; assumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +52,7 @@ class Pool:
     pending: tuple[int, ...] = ()
 
 
-def next_places(
-    surface: Surface, pool: Pool, *, targets: Sequence[Target], count: int, rng: np.random.Generator
-) -> list[int]:
+def next_places(surface: Surface, pool: Pool, *, targets: Sequence[Target], count: int) -> list[int]:
     """Return the indices of the places to train next, the best first; each adds one seed to its place.
 
     Args:
@@ -63,23 +60,22 @@ def next_places(
         pool: where to choose.
         targets: at least one.
         count: of places to choose; fewer where no more are left.
-        rng: for the draws.
     """
-    slopes_DPW, form_DP = _drawn(surface, pool.places, rng)
+    slopes_PW, form_P = _slopes(surface, pool.places)
     optima = [surface.target(tokens=t.tokens, parameters=t.parameters, batch_tokens=t.batch_tokens) for t in targets]
     cost_KW = np.concatenate([np.sqrt(t.weight) * o.costs for t, o in zip(targets, optima, strict=True)])
     state = _State(surface.covariance.copy(), pool.seeds.astype(np.float64), surface.noise_sd)
     for index in pool.pending:
-        state.add(index, slopes_DPW[0, index], form_DP[0, index])
+        state.add(index, slopes_PW[index], form_P[index])
     chosen: list[int] = []
     while len(chosen) < count:
-        gains_DP = [state.gain(*drawn, cost_KW) for drawn in zip(slopes_DPW, form_DP, strict=True)]
-        score_P = np.where(state.seeds < pool.most_seeds, np.sum(gains_DP, axis=0) / pool.costs, -np.inf)
+        gain_P = state.gain(slopes_PW, form_P, cost_KW)
+        score_P = np.where(state.seeds < pool.most_seeds, gain_P / pool.costs, -np.inf)
         best = int(np.argmax(score_P))
         if not np.isfinite(score_P[best]):
             break
         chosen.append(best)
-        state.add(best, slopes_DPW[0, best], form_DP[0, best])
+        state.add(best, slopes_PW[best], form_P[best])
     return chosen
 
 
@@ -114,15 +110,9 @@ class _State:
         return np.asarray(1.0 / np.maximum(after_P - before_P, 1e-300))
 
 
-def _drawn(surface: Surface, places_P4: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Return slopes [D, P, W] and the variance of the formula there [D, P]; the first draw is the most likely one."""
-    root_WW = np.linalg.cholesky(surface.covariance + 1e-12 * np.eye(len(surface.unknowns)))
+def _slopes(surface: Surface, places_P4: Floats) -> tuple[Floats, Floats]:
+    """Return the slopes of ln loss in the unknowns [P, W] and the variance of the formula there [P]."""
     near = near_of(surface.noise_sd)
-    slopes, forms = [], []
-    for i in range(DRAWS):
-        shift_W = root_WW @ rng.standard_normal(len(root_WW)) if i else 0.0
-        _, height_P, slopes_PW = surface.model(places_P4, surface.unknowns + shift_W)
-        far_P = height_P > FAR * near  # such a row tells next to nothing
-        slopes.append(slopes_PW)
-        forms.append(np.where(far_P, np.inf, form_error(np.where(far_P, 0.0, height_P), near) ** 2))
-    return np.stack(slopes), np.stack(forms)
+    _, height_P, slopes_PW = surface.model(places_P4)
+    far_P = height_P > FAR * near  # such a row tells next to nothing
+    return slopes_PW, np.where(far_P, np.inf, form_error(np.where(far_P, 0.0, height_P), near) ** 2)

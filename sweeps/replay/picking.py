@@ -72,7 +72,7 @@ def pick_for_law(oracle: Oracle, targets: Sequence[Target], trials: int, seed: i
         seeds_P[oracle.taken] = 1.0
         count = min(WAVE, trials - len(oracle.taken))
         pool = Pool(places_P4, costs_P, seeds_P)
-        for index in next_places(surface, pool, targets=targets, count=count, rng=rng):
+        for index in next_places(surface, pool, targets=targets, count=count):
             oracle.take(index)
 
 

@@ -92,7 +92,7 @@ def read_table(path: Path, columns: str) -> Table:
             raise ConfigError(
                 f"columns: {name} is missing; needed are {', '.join(n for n in known if n not in OPTIONAL)}"
             )
-    found = _numbers(_read(path))
+    found = numbers_of(read_columns(path))
     if not found:
         raise ConfigError(f"{path}: has no column of numbers")
     made = {name: values_of(text, found, where=f"columns.{name}") for name, text in wanted.items()}
@@ -106,7 +106,8 @@ def read_table(path: Path, columns: str) -> Table:
     return Table(**{name: made[name] for name in known})
 
 
-def _read(path: Path) -> pa.Table:
+def read_columns(path: Path) -> pa.Table:
+    """Return the columns of a CSV or Parquet file. Raises ConfigError if it cannot be read."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
@@ -117,7 +118,7 @@ def _read(path: Path) -> pa.Table:
         raise ConfigError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _numbers(table: pa.Table) -> dict[str, Floats]:
+def numbers_of(table: pa.Table) -> dict[str, Floats]:
     """Return the columns that hold numbers; what is missing is NaN."""
     numbers = {}
     for name, column in zip(table.column_names, table.columns, strict=True):

@@ -41,10 +41,9 @@ def pool(places: Floats, taken: list[int], **more: object) -> Pool:
     return Pool(places, np.ones(len(places)), seeds, **more)  # type: ignore[arg-type]
 
 
-def chosen(places: Floats, taken: list[int], *, seed: int = 0, count: int = 4, **more: object) -> list[int]:
+def chosen(places: Floats, taken: list[int], *, count: int = 4, **more: object) -> list[int]:
     surface = surface_of(places, taken)
-    rng = np.random.default_rng(seed)
-    return next_places(surface, pool(places, taken, **more), targets=[TARGET], count=count, rng=rng)
+    return next_places(surface, pool(places, taken, **more), targets=[TARGET], count=count)
 
 
 def started(places: Floats, count: int = 10) -> list[int]:
@@ -67,7 +66,7 @@ def test_a_start_of_more_places_than_there_are_is_all_of_them() -> None:
     assert sorted(spread_out(places, 9, rng=np.random.default_rng(0))) == [0, 1, 2, 3, 4]
 
 
-def test_the_same_seed_chooses_the_same() -> None:
+def test_the_same_runs_choose_the_same() -> None:
     places = grid()
     assert chosen(places, started(places)) == chosen(places, started(places))
 
@@ -111,7 +110,7 @@ def test_a_place_that_costs_more_is_chosen_less() -> None:
 
     def mean_tokens(costs: Floats) -> float:
         made = Pool(places, costs, seeds)
-        found = next_places(surface, made, targets=[TARGET], count=12, rng=np.random.default_rng(0))
+        found = next_places(surface, made, targets=[TARGET], count=12)
         return float(places[found, 2].mean())
 
     assert mean_tokens((places[:, 2] / 5e9) ** 2) < mean_tokens(np.ones(len(places)))
@@ -123,7 +122,7 @@ def test_what_is_chosen_for_a_target_tells_more_of_it_than_what_is_drawn() -> No
     rng = np.random.default_rng(3)
     taken, drawn = list(start), [*start, *rng.choice(len(places), 16, replace=False).tolist()]
     while len(taken) < len(start) + 16:
-        taken += chosen(places, taken, count=4, seed=len(taken))
+        taken += chosen(places, taken, count=4)
     gaps = []
     for ran in (taken, drawn):
         surface = surface_of(places, ran)
@@ -148,5 +147,5 @@ def test_a_target_at_a_batch_is_as_good_a_target(batch: float | None) -> None:
     start = started(places)
     target = Target(tokens=1.6e11, parameters=3e8, batch_tokens=batch)
     surface = surface_of(places, start)
-    found = next_places(surface, pool(places, start), targets=[target], count=3, rng=np.random.default_rng(0))
+    found = next_places(surface, pool(places, start), targets=[target], count=3)
     assert len(set(found)) == 3

@@ -6,6 +6,7 @@ import click
 
 from orchestrator.cli.replay.curves import curves
 from orchestrator.cli.replay.laws import laws
+from orchestrator.cli.replay.stopping import stopping
 
 
 @click.group()
@@ -13,7 +14,7 @@ def replay() -> None:
     """Score laws and rules on recorded results, with no training."""
 
 
-for command in (laws, curves):
+for command in (laws, curves, stopping):
     replay.add_command(command)
 
 __all__ = ["replay"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.app import json_option, print_json, print_table
-from sweeps.errors import ConfigError
+from orchestrator.cli.replay.options import curve_options, paths_of
 
 if TYPE_CHECKING:
-    from sweeps.forecast.records import LrPath
     from sweeps.replay.curves import CurvesReplay
 
-SIDECAR = "schedules.yaml"
 MEANS = (("mae", ".4f"), ("mape", ".3f"), ("r2", ".4f"), ("r2_after", ".3f"))
 
 
@@ -38,21 +35,7 @@ class Asked:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--fit", "fit", multiple=True, required=True, metavar="NAME", help="A curve to fit on; give several.")
 @click.argument("more", nargs=-1, metavar="[NAME]...")
-@click.option("--law", default="momentum", help="momentum, multi-power, fsl, no-annealing or linear-drop.")
-@click.option("--warmup", default=None, help="What a warm-up counts as: area, constant or ramp; by default the law's.")
-@click.option("--prior", default=None, help="Of multi-power and fsl: what it is centred on, or none.")
-@click.option(
-    "--schedules",
-    type=click.Path(path_type=Path),
-    default=None,
-    help=f"YAML with the schedule of each curve; FOLDER/{SIDECAR} where there is one.",
-)
-@click.option(
-    "--warmup-steps",
-    type=click.IntRange(min=0),
-    default=None,
-    help="Of curves without a schedule; by default read off their rows.",
-)
+@curve_options
 @click.option("--figure", type=click.Path(path_type=Path), default=None, help="Write a PNG of all curves.")
 @json_option
 def curves(folder: Path, more: tuple[str, ...], **given: Any) -> None:
@@ -67,7 +50,7 @@ def curves(folder: Path, more: tuple[str, ...], **given: Any) -> None:
     from sweeps.replay.curves import replay_curves
 
     form = curve_form(asked.law, warmup=asked.warmup, prior=asked.prior)
-    paths = _paths(folder, asked.schedules)
+    paths = paths_of(folder, asked.schedules)
     recorded = read_curves(folder, paths=paths, warmup_steps=asked.warmup_steps)
     result = replay_curves(recorded.curves, [*asked.fit, *more], form=form, law_name=asked.law)
     if asked.figure is not None:
@@ -85,21 +68,6 @@ def curves(folder: Path, more: tuple[str, ...], **given: Any) -> None:
     _print(result)
     if asked.figure is not None:
         click.echo(asked.figure)
-
-
-def _paths(folder: Path, schedules: Path | None) -> Mapping[str, LrPath] | None:
-    """Return the schedules of the curves that have one, or None without a file of schedules."""
-    beside = folder / SIDECAR
-    file = schedules or (beside if beside.is_file() else None)
-    if file is None:
-        return None
-    if not file.is_file():
-        raise ConfigError(f"--schedules: no file {file}")
-    from orchestrator.config.sources import read_source
-    from sweeps.replay.schedules import scheduled_paths
-
-    tree = read_source(str(file.resolve()), (), cwd=Path.cwd(), environ={}).tree
-    return scheduled_paths(tree, place=file.name)
 
 
 def _print(result: CurvesReplay) -> None:
