@@ -29,8 +29,8 @@ class LawPlanner(Planner):
     """Waves of trials chosen by `sweeps.choose`, all brackets of one law together.
 
     The law is asked at the held-out target; without one, at every batch at the end of the reach in tokens. A wave is
-    decided from complete ones alone, and the first is seeded by the sweep: the same outcomes give the same trials, whatever
-    was killed in between.
+    decided from complete ones alone, and the first is seeded by the sweep: the same outcomes give the same trials,
+    whatever was killed in between.
     """
 
     sweep: Sweep
