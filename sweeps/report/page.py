@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from sweeps.laws.noise import seeds_line
+from sweeps.laws.published.beside import beside_published
 from sweeps.optima.noise import monotonicity, sweep_noise
 from sweeps.optima.records import CellOptimum
 from sweeps.report.data import Cost, LawReport, ReportData
@@ -24,6 +25,7 @@ EXPLAINED = {
     "none": "no law",
 }
 PLACES = {"box": "among the cells fitted", "reach": "extrapolated", "beyond": "beyond the reach"}
+LANGUAGE_UNITS = ("token", "byte")  # of the runs that published laws are of
 AXES = {"batch_tokens": "B", "tokens": "T", "parameters": "N"}
 STAR = "The star is the optimum found at the held-out target, beside the interval that the law gave for it before."
 CAPTIONS = {
@@ -66,7 +68,7 @@ def _law(data: ReportData, index: int, report: LawReport, figures: Mapping[str, 
     captions = {**captions, "interval": captions["interval"].format(where=escape(_where(report, data.unit)))}
     shown = {kind: _figure(figures, file_name(kind, index), kind, text) for kind, text in captions.items()}
     return (
-        f"{heading}{first}{shown['law']}{_usage(report)}{_held_out(report, data.unit)}"
+        f"{heading}{first}{shown['law']}{_usage(report)}{_held_out(report, data.unit)}{_published(report, data.unit)}"
         f"<h3>Cells</h3>{_cells(report.cells, data.unit)}"
         f"<h3>Basins</h3>{shown['basins']}<h3>Curves</h3>{shown['curves']}"
         f"<h3>Fit and noise</h3>{shown['residuals']}{_noise(data, report)}{shown['interval']}"
@@ -141,6 +143,28 @@ def _held_out(report: LawReport, unit: str) -> str:
         ("verdict", f"{verdict.status}: {verdict.reason}"),
     ]
     return f"<h3>Held-out check</h3>{_pairs(rows)}"
+
+
+def _published(report: LawReport, unit: str) -> str:
+    """Return the table of published laws, "" where none is of such runs."""
+    law, target = report.law, target_of(report)
+    if law is None or target is None or unit not in LANGUAGE_UNITS:
+        return ""
+    rows = []
+    for one in beside_published(law, report.cells, target):
+        lr = "-" if one.lr is None else lr_text(one.lr)
+        ratio = "-" if one.ratio is None else f"×{one.ratio:.2g}"
+        row = (one.law.name, lr, ratio, one.law.formula, one.law.convention, one.law.source, "; ".join(one.remarks))
+        rows.append(f"<tr>{''.join(f'<td>{escape(x)}</td>' for x in row)}</tr>")
+    names = ("law", "LR there", "over ours", "formula", "convention", "source", "to know")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    counted = "" if unit == "token" else f" They count tokens of a few characters each, this sweep counts {unit}s."
+    return (
+        f"<h3>Beside published laws</h3><p>At {escape(_where(report, unit))}. Each is a law of its own recipe, most of "
+        f"models far larger than these: a distance is no fault of either.{escape(counted)}</p>"
+        f'<div class="wide"><table class="grid wordy"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def _where(report: LawReport, unit: str) -> str:

@@ -37,6 +37,8 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
   white-space: nowrap; }
 .grid th { color: var(--soft); font-weight: 600; }
 .grid th:last-child, .grid td:last-child { text-align: left; }
+.wordy td { white-space: normal; text-align: left; vertical-align: top; }
+.wordy th { text-align: left; }
 .grid tr.censored { background: var(--warn); }
 .pairs th { text-align: left; color: var(--soft); font-weight: 500; padding: .22rem 1.6rem .22rem 0;
   vertical-align: top; }

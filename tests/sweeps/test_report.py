@@ -18,6 +18,8 @@ from sweeps.curves import Curve
 from sweeps.errors import StoreError
 from sweeps.laws.heldout import check
 from sweeps.laws.law import Law, fit_law
+from sweeps.laws.published import PUBLISHED
+from sweeps.laws.published.beside import beside_published
 from sweeps.optima.pooled import refine
 from sweeps.optima.records import CellOptimum, Optimum
 from sweeps.report import Cost, LawReport, ReportData, figures, page, write_report
@@ -181,6 +183,28 @@ def test_the_page_says_all_that_a_reader_needs(data: ReportData) -> None:
         *(f"{cell.tokens:,}" for cell in report.cells),
     ):
         assert said in text
+
+
+def test_the_law_stands_beside_published_ones_where_these_are_of_such_runs(data: ReportData) -> None:
+    text = Page(page.render(data, {})).text
+    for law in PUBLISHED.values():
+        assert law.formula in text
+        assert law.source in text
+    assert "needs batch_tokens and sequence_tokens" in text  # what power-scheduler lacks here
+    assert "Beside published laws" not in Page(page.render(replace(data, unit="image"), {})).text
+
+
+def test_a_published_ratio_law_is_anchored_at_a_cell_of_the_sweep(report: LawReport) -> None:
+    assert report.law is not None
+    target = {"batch_tokens": 1024.0, "tokens": 1_048_576.0}
+    said = {one.law.name: one for one in beside_published(report.law, report.cells, target)}
+    (anchor,) = (c.optimum.lr for c in report.cells if (c.batch_tokens, c.tokens) == (1024, 131_072))
+    assert anchor is not None
+    assert said["bjorck"].lr == pytest.approx(anchor * 8**-0.32)
+    ours = report.law.predict(batch_tokens=1024, tokens=1_048_576).lr
+    assert said["bjorck"].ratio == pytest.approx(anchor * 8**-0.32 / ours)
+    assert said["step-law"].lr == pytest.approx(1.79 * 1e5**-0.713 * 1_048_576**0.307)
+    assert any("outside" in remark for remark in said["step-law"].remarks)
 
 
 def test_the_two_lines_of_the_page_run(data: ReportData, tmp_path: Path) -> None:
