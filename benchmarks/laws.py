@@ -2,10 +2,13 @@
 
     POWERSWEEP_PUBLIC_DATA=... python benchmarks/laws.py sizes
     POWERSWEEP_PUBLIC_DATA=... python benchmarks/laws.py samplers [--trials 48] [--seeds 12] [--figure gaps.png]
+    POWERSWEEP_PUBLIC_DATA=... python benchmarks/laws.py within [--trials 48] [--seeds 12]
 
 `sizes`: each model size in turn is the target, all others are fitted. `samplers`: the eight cells with at most 25e9
 tokens are fitted, those with at least 40e9 asked; no sampler sees a run of the latter. Every sampler's runs are given
-to the same two fits: the joint surrogate, and Step Law's recipe. The last line is JSON.
+to the same two fits: the joint surrogate, and Step Law's recipe. `within` is what variants are chosen by: parts of those
+eight cells left out in turn, and, at the cells beyond, how far the answer is from that of all runs fitted, for which
+no loss is needed there. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.search.recorded import PICKERS
+from sweeps.choose import Target
 from sweeps.replay.laws import Score, leave_out, score_law, score_sampler
 from sweeps.replay.laws_figure import draw_gaps
+from sweeps.replay.picking import Oracle, fitted
 from sweeps.replay.table import Table, read_table
 from sweeps.report.look import png
 
@@ -92,6 +97,66 @@ def samplers(runs: Table, *, trials: int, seeds: int, figure: Path | None) -> di
     return {"samplers": found, "trials": trials, "seeds": seeds}
 
 
+def within(runs: Table, *, trials: int, seeds: int) -> dict[str, object]:
+    """Print and return the gaps of samplers at parts of the training cells left out, and how far they are from all runs."""
+    train = runs.where("tokens<=2.6e10", name="train")
+    sizes = sorted(set(train.parameters.tolist()))
+    parts = {f"N {size / 1e6:.0f}M": train.parameters == size for size in sizes}
+    edges = {"short": (0.0, 8.1e9), "middle": (8.1e9, 1.5e10), "long": (1.5e10, 2.6e10)}
+    parts |= {name: (train.tokens > low) & (train.tokens <= high) for name, (low, high) in edges.items()}
+    everything = {part: score_law("joint", train.of(~out), train.of(out)).mean for part, out in parts.items()}
+    print("gap per mille of the part left out: " + ", ".join(parts))
+    print("  all runs " + _means(everything))
+    found: dict[str, object] = {"all runs": everything}
+    for name in ("law", "qmc", "random"):
+        gaps = {
+            part: float(
+                np.mean(
+                    [
+                        score_sampler(
+                            "joint",
+                            PICKERS[name],
+                            train.of(~out),
+                            train.of(out),
+                            sampler=name,
+                            trials=trials,
+                            seed=seed,
+                        ).mean
+                        for seed in range(seeds)
+                    ]
+                )
+            )
+            for part, out in parts.items()
+        }
+        cost, off = _beside_all(runs, name, trials=trials, seeds=seeds)
+        found[name] = {**gaps, "cost": cost, "ln_lr_off": off}
+        print(
+            f"  {name:8} {_means(gaps)}; beyond, {cost:.2f} per mille from all runs, ln lr* off by {off:+.2f}",
+            flush=True,
+        )
+    return {"within": found, "trials": trials, "seeds": seeds}
+
+
+def _means(gaps: dict[str, float]) -> str:
+    return ", ".join(f"{gap:.2f}" for gap in gaps.values()) + f", mean {np.mean(list(gaps.values())):.2f}"
+
+
+def _beside_all(runs: Table, name: str, *, trials: int, seeds: int) -> tuple[float, float]:
+    """Return what a sampler's answers cost on the surrogate of all training runs, per mille, and the mean of ln lr* off."""
+    train, target = runs.where("tokens<=2.6e10", name="train"), runs.where("tokens>=4e10", name="target")
+    full = fitted(train, list(range(len(train))), places_P4=train.places)
+    costs, off = [], []
+    for seed in range(seeds):
+        oracle = Oracle(train)
+        PICKERS[name](oracle, [Target(tokens=t, parameters=n) for n, t in target.cells()], trials, seed)
+        surface = fitted(train, oracle.taken, places_P4=train.places)
+        for n, t in target.cells():
+            said, best = (s.recommend(tokens=t, parameters=n) for s in (surface, full))
+            costs.append(1000.0 * float(full.model(np.array([[said.lr, said.batch_tokens, t, n]]))[1][0]))
+            off.append(np.log(said.lr / best.lr))
+    return float(np.mean(costs)), float(np.mean(off))
+
+
 def _said(line: dict[str, object], seeds: int) -> str:
     joint, recipe = line["joint"], line["recipe"]
     spread = f"(sd {joint['sd']:.2f} over {seeds} seeds, largest {line['worst']:.2f})"
@@ -101,7 +166,7 @@ def _said(line: dict[str, object], seeds: int) -> str:
 def main() -> None:
     """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["sizes", "samplers"])
+    parser.add_argument("what", choices=["sizes", "samplers", "within"])
     parser.add_argument("--trials", type=int, default=48)
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--figure", type=Path, default=None)
@@ -109,6 +174,8 @@ def main() -> None:
     runs = table()
     if asked.what == "sizes":
         result = sizes(runs)
+    elif asked.what == "within":
+        result = within(runs, trials=asked.trials, seeds=asked.seeds)
     else:
         result = samplers(runs, trials=asked.trials, seeds=asked.seeds, figure=asked.figure)
     print(json.dumps(result))

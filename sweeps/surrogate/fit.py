@@ -18,6 +18,7 @@ from sweeps.surrogate.rows import Rows
 from sweeps.surrogate.shape import AT, NAMES, membership, model_at
 
 Floats = NDArray[np.float64]
+Modelled = tuple[Floats, Floats, Floats]  # level [P], height above it [P], slopes of their sum [P, W]
 
 # Chosen among fifteen pairs, 0.05 to 0.5 and 0.02 to 0.06, by the loss gap of cells left out one by one, of the eight
 # cells of Step Law's dense runs with N <= 430M and D <= 25e9
@@ -31,7 +32,7 @@ NOISE_PRIOR = (math.log(0.002), 1.5)  # of ln sd: 0.0007 to 0.01 in published la
 OWN = (0.01, 0.1, 0.1)  # sd of a group's own level (ln loss), best LR and best batch (ln) about the formula; assumed,
 OWN_DOF = 4.0  # and worth as many groups; the latter two are found from the data
 OUTER, INNER = 6, 20
-SETTLED = 1e-5  # fall of the objective at which a step ends the search
+SETTLED = 1e-4  # fall of the objective at which a step ends the search
 
 
 def fit_surface(
@@ -149,7 +150,7 @@ class _Problem:
         start_W[: len(NAMES)] = start.unknowns[: len(NAMES)]
         return start_W
 
-    def model(self, at_W: Floats) -> tuple[Floats, Floats, Floats]:
+    def model(self, at_W: Floats) -> Modelled:
         """Return the level, the height above it, and the slopes [P, W]."""
         return model_at(at_W, self.places, self.group)
 
@@ -222,10 +223,11 @@ class _Problem:
         return float(huber_P.sum() + 0.5 * believed.sum())
 
     def _normal(
-        self, at_W: Floats, far_P: NDArray[np.bool_], precision_P: Floats, noise: float
+        self, at_W: Floats, here: Modelled, far_P: NDArray[np.bool_], precision_P: Floats, noise: float
     ) -> tuple[Floats, Floats, Floats]:
         """Return the gradient [W] and the Gauss-Newton curvature [W, W] of the cost, and the robust weights [P]."""
-        level_P, height_P, slopes_PW = self.model(at_W)
+        level_P, height_P, slopes_PW = here
+        slopes_PW = slopes_PW.copy()
         slopes_PW[far_P] -= self._level_slopes(slopes_PW[far_P], far_P)
         r_P = self.residuals(level_P, height_P, far_P, noise)
         z_P = np.abs(r_P) * np.sqrt(precision_P)
@@ -244,21 +246,23 @@ class _Problem:
     def _descend(self, at_W: Floats, far_P: NDArray[np.bool_], precision_P: Floats, noise: float) -> Floats:
         """Return a minimum of the cost at fixed weights, by Levenberg and Marquardt's steps."""
 
-        def cost_at(at: Floats) -> float:
-            level_P, height_P, _ = self.model(at)
+        def cost_at(at: Floats, there: Modelled) -> float:
+            level_P, height_P, _ = there
             return self._cost(at, level_P, height_P, far_P=far_P, precision_P=precision_P, noise=noise)
 
-        now, damping = cost_at(at_W), 1e-3
+        here = self.model(at_W)
+        now, damping = cost_at(at_W, here), 1e-3
         longest_W = self.precision**-0.5
         for _ in range(INNER):
-            gradient_W, curvature_WW, _ = self._normal(at_W, far_P, precision_P, noise)
+            gradient_W, curvature_WW, _ = self._normal(at_W, here, far_P, precision_P, noise)
             before = now
             for _ in range(8):
                 damped_WW = curvature_WW + damping * np.diag(np.diag(curvature_WW))
                 step_W = np.clip(np.linalg.solve(damped_WW, -gradient_W), -longest_W, longest_W)
-                then = cost_at(at_W + step_W)
+                there = self.model(at_W + step_W)
+                then = cost_at(at_W + step_W, there)
                 if then < now:
-                    at_W, now, damping = at_W + step_W, then, max(damping / 5.0, 1e-9)
+                    at_W, here, now, damping = at_W + step_W, there, then, max(damping / 5.0, 1e-9)
                     break
                 damping *= 5.0
             if before - now < SETTLED:
@@ -267,9 +271,10 @@ class _Problem:
 
     def curvature(self, at_W: Floats, noise: float) -> tuple[Floats, float, float]:
         """Return the covariance of the unknowns, the number of rows that say something, and their weighted squares."""
-        level_P, height_P, _ = self.model(at_W)
+        here = self.model(at_W)
+        level_P, height_P, _ = here
         far_P, precision_P = self.weigh(level_P, noise)
-        _, curvature_WW, weight_P = self._normal(at_W, far_P, precision_P, noise)
+        _, curvature_WW, weight_P = self._normal(at_W, here, far_P, precision_P, noise)
         r_P = self.residuals(level_P, height_P, far_P, noise)
         used = float(np.count_nonzero(~far_P))
         return np.asarray(np.linalg.inv(curvature_WW)), used, float(np.sum((weight_P * r_P**2)[~far_P]))

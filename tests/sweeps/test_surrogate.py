@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sweeps.errors import ConfigError, FitError
 from sweeps.surrogate import fit_surface, rows_of
+from sweeps.surrogate.fit import OWN, _Problem
 from sweeps.surrogate.shape import AT, NAMES, best_lr, linex, loss_at
 
 Floats = NDArray[np.float64]
@@ -116,6 +117,34 @@ def test_intervals_hold_the_true_optimum_about_as_often_as_they_say() -> None:
         held += [said.lr_low <= lr <= said.lr_high, said.batch_low <= batch <= said.batch_high]
     # 80 intervals of 95 %, priors about the truth: fewer than 70 would come once in 10^4 if they covered 95 %
     assert sum(held) >= 70
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_laplace_is_near_what_a_chain_draws_from_the_posterior() -> None:
+    # A chain (preconditioned Crank-Nicolson about the mode, Cotter et al. 2013) at the noise and the groups' spread found.
+    # Three surfaces gave sds of 0.72 to 1.02 and middles off by -0.4 to 1.2 of Laplace's sd, which is thus kept.
+    rows = rows_of(drawn(2, runs=60).points)
+    surface = fit_surface(rows)
+    problem = _Problem.of(rows, surface.prior, surface.groups)
+    own = np.repeat(np.array([OWN[0], *surface.own_sd]) ** -2.0, len(surface.groups))
+    problem = replace(problem, precision=np.concatenate([problem.precision[: len(NAMES)], own]))
+    rng, root, step = np.random.default_rng(0), np.linalg.cholesky(surface.covariance), 0.1
+    at, cost, optima = np.zeros(len(root)), problem.cost(surface.unknowns, surface.noise_sd), []
+    for i in range(24_000):
+        to = math.sqrt(1 - step**2) * at + step * rng.standard_normal(len(at))
+        new = problem.cost(surface.unknowns + root @ to, surface.noise_sd)
+        if math.log(rng.uniform()) < cost - new + 0.5 * (to @ to - at @ at):
+            at, cost = to, new
+        if i >= 4_000 and i % 20 == 0:
+            found = replace(surface, unknowns=surface.unknowns + root @ at).target(**TARGET)
+            optima.append((found.lr, found.batch))
+    mode = surface.target(**TARGET)
+    for drawn_values, middle, sd in zip(
+        np.array(optima).T, (mode.lr, mode.batch), mode.sds(surface.covariance), strict=True
+    ):
+        assert abs(drawn_values.mean() - middle) < sd
+        assert 0.6 * sd < drawn_values.std() < 1.3 * sd
 
 
 def test_the_order_of_runs_does_not_matter() -> None:
