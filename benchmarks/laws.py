@@ -6,9 +6,9 @@
 
 `sizes`: each model size in turn is the target, all others are fitted. `samplers`: the eight cells with at most 25e9
 tokens are fitted, those with at least 40e9 asked; no sampler sees a run of the latter. Every sampler's runs are given
-to the same two fits: the joint surrogate, and Step Law's recipe. `within` is what variants are chosen by: parts of those
-eight cells left out in turn, and, at the cells beyond, how far the answer is from that of all runs fitted, for which
-no loss is needed there. The last line is JSON.
+to the same two fits: the joint surrogate, and Step Law's recipe. `within` is what variants are chosen by: parts of
+those eight cells left out in turn, and, at the cells beyond, how far the answer is from that of all runs fitted, for
+which no loss is needed there. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def samplers(runs: Table, *, trials: int, seeds: int, figure: Path | None) -> di
 
 
 def within(runs: Table, *, trials: int, seeds: int) -> dict[str, object]:
-    """Print and return the gaps of samplers at parts of the training cells left out, and how far they are from all runs."""
+    """Print and return the gaps of samplers at parts of the training cells left out, and their distance from all."""
     train = runs.where("tokens<=2.6e10", name="train")
     sizes = sorted(set(train.parameters.tolist()))
     parts = {f"N {size / 1e6:.0f}M": train.parameters == size for size in sizes}
@@ -142,7 +142,7 @@ def _means(gaps: dict[str, float]) -> str:
 
 
 def _beside_all(runs: Table, name: str, *, trials: int, seeds: int) -> tuple[float, float]:
-    """Return what a sampler's answers cost on the surrogate of all training runs, per mille, and the mean of ln lr* off."""
+    """Return what a sampler's answers cost on the surrogate of all runs, per mille, and by how much ln lr* is off."""
     train, target = runs.where("tokens<=2.6e10", name="train"), runs.where("tokens>=4e10", name="target")
     full = fitted(train, list(range(len(train))), places_P4=train.places)
     costs, off = [], []
