@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from sweeps.errors import ReachError
 from sweeps.laws.law import Law
@@ -23,6 +24,7 @@ from sweeps.report.text import count_text, exact_text, lr_text
 SAMPLES = 97  # points of a drawn line
 MAX_PANELS = 3
 WIDEST = 8.0  # a band may reach this far beyond the points; further it is cut by the picture
+ONE_PLACE = 0.1  # of ln x: points nearer than this lie on each other
 
 
 Line = list[tuple[float, Prediction]]
@@ -159,7 +161,8 @@ def _line(axes: Axes, points: Line, look: Series) -> None:
 def _optimum(axes: Axes, x: float, optimum: Optimum, look: Series) -> None:
     """Draw the optimum of a cell: a point with its interval; where censored, hollow, with an arrow past the edge tried.
 
-    A censored cell outside the picture is drawn at its border. The number beside it is the best LR tried.
+    A censored cell outside the picture is drawn at its border. The number beside it is the best LR tried; cells that lie
+    on each other share one.
     """
     if optimum.lr is None:
         return
@@ -176,10 +179,10 @@ def _optimum(axes: Axes, x: float, optimum: Optimum, look: Series) -> None:
     if way:
         arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.5, "shrinkA": 4, "shrinkB": 0}
         axes.annotate("", xy=(x, y * math.exp(0.055 * way * math.log(high / low))), xytext=(x, y), arrowprops=arrow)
-    sign = {1: "> ", -1: "< "}.get(way, "")
-    axes.annotate(
-        sign + lr_text(optimum.lr), (x, y), (9, 0), textcoords="offset points", color=colour, fontsize=8.5, va="center"
-    )
+    label = {1: "> ", -1: "< "}.get(way, "") + lr_text(optimum.lr)
+    said = [text.xy for text in axes.texts if isinstance(text, Annotation) and text.get_text() == label]
+    if not any(math.isclose(y, at_y) and abs(math.log(x / at_x)) < ONE_PLACE for at_x, at_y in said):
+        axes.annotate(label, (x, y), (11, 0), textcoords="offset points", color=colour, fontsize=8.5, va="center")
 
 
 def _regions(axes: Axes, report: LawReport, view: View) -> None:

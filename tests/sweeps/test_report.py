@@ -336,3 +336,11 @@ def test_a_held_out_cell_without_an_optimum_says_so(report: LawReport) -> None:
     said = "no optimum (edge low; best tried 9e-4)"
     assert any(said in text for text in shown(draw_law(unsure)))
     assert said in Page(page.render(ReportData("unsure", (unsure,)), {})).text
+
+
+def test_censored_cells_that_lie_on_each_other_share_one_number(report: LawReport) -> None:
+    first = min(cell.tokens for cell in report.cells)
+    edge = Optimum(0.016, None, None, None, None, "edge high")
+    cells = tuple(replace(c, optimum=edge) if c.tokens == first else c for c in report.cells)
+    texts = shown(draw_law(replace(report, cells=cells, verdict=None)))
+    assert texts.count("> 1.6e-2") == 1
