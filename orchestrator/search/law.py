@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.choose import Pool, Target, next_places, spread_out, trial_and_flops
+from sweeps.choose import Pool, Target, next_places, start_of, trial_and_flops
 from sweeps.errors import ConfigError
 from sweeps.surrogate import Recommendation, Surface, fit_surface, rows_of
 
@@ -42,11 +42,13 @@ class LawSampler(BaseSampler):
         targets: where the law will be asked.
         seed: of the starting design and of draws.
         start: trials of the starting design.
+        law: a published law (`sweeps.laws.published`) whose answers are among the first half of these.
         cost: of one trial at each place (lr, batch_tokens, tokens, parameters), [P, 4] -> [P].
         most_seeds: trials of one place; above 1 the objective should tell them apart by `trial.number`.
 
     Raises:
-        ConfigError: a space without lr, or of other axes; no target.
+        ConfigError: a space without lr, or of other axes; no target; a law that is not published or says nothing of
+            these places.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LawSampler(BaseSampler):
         targets: Sequence[Target],
         seed: int = 0,
         start: int = 8,
+        law: str | None = None,
         cost: Cost = trial_and_flops,
         most_seeds: int = 1,
     ) -> None:
@@ -70,10 +73,11 @@ class LawSampler(BaseSampler):
         self._targets = tuple(targets)
         self._seed = seed
         self._start = start
+        self._grid = places_of(space)
+        self._design = start_of(self._grid, start, rng=np.random.default_rng(seed), law=law)
         self._cost = cost
         self._most_seeds = most_seeds
         self._others = RandomSampler(seed=seed)
-        self._grid = places_of(space)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the space it was made with."""
@@ -89,8 +93,7 @@ class LawSampler(BaseSampler):
             raise ConfigError("study: LawSampler minimises a loss: direction must be 'minimize'")
         before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number and "lr" in t.params]
         if len(before) < self._start:
-            design = spread_out(self._grid, self._start, rng=np.random.default_rng(self._seed))
-            return self._params(self._grid[design[len(before) % len(design)]])
+            return self._params(self._grid[self._design[len(before) % len(self._design)]])
         surface = self._surface(before)
         pool, places_P4 = self._pool(before)
         chosen = next_places(surface, pool, targets=self._targets, count=1)

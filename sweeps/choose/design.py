@@ -1,11 +1,13 @@
-"""The places to start from, before anything is known: far from each other, none at the rim."""
+"""The places to start from, before anything is known: far from each other, none at the rim; or where a law says."""
 
-# P places, C chosen
+# P places, C chosen, G groups of one (tokens, parameters)
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sweeps.laws.published import Question, published
 
 Floats = NDArray[np.float64]
 
@@ -33,3 +35,35 @@ def spread_out(places_P4: Floats, count: int, *, rng: np.random.Generator) -> li
         score[np.isin(inner, chosen)] = -1.0
         chosen.append(int(inner[np.argmax(score)]))
     return chosen
+
+
+def start_of(places_P4: Floats, count: int, *, rng: np.random.Generator, law: str | None = None) -> list[int]:
+    """Return the indices of the places to start from: spread out, and of a published law its answers among them.
+
+    A law gets at most half of them, one for each (tokens, parameters), the dearest first.
+
+    Raises:
+        ConfigError: no such law, or it needs to know more than tokens, parameters and a batch.
+        FitError: the law has no answer there.
+    """
+    said = said_by(law, places_P4)[: max(1, count // 2)] if law is not None else []
+    others = [i for i in spread_out(places_P4, count, rng=rng) if i not in said]
+    return [*said, *others][:count]
+
+
+def said_by(law: str, places_P4: Floats) -> list[int]:
+    """Return the index of the place nearest to a published law's LR and batch in each (tokens, parameters).
+
+    Where the law has no batch, or is asked at one, the middle batch of the places is taken. Raises as `start_of`.
+    """
+    groups_G2 = np.unique(places_P4[:, 2:], axis=0)
+    batches = np.unique(places_P4[:, 1])
+    middle = float(batches[len(batches) // 2])
+    found = []
+    for tokens, parameters in sorted(groups_G2.tolist(), key=lambda group: -group[0] * group[1]):
+        size = parameters if parameters > 1.0 else None  # 1 stands for a size that is not known
+        answer = published(law).ask(Question(tokens=tokens, parameters=size, batch_tokens=middle))
+        there = np.flatnonzero((places_P4[:, 2] == tokens) & (places_P4[:, 3] == parameters))
+        apart_P2 = np.log(places_P4[there, :2] / np.array([answer.lr, answer.batch_tokens or middle]))
+        found.append(int(there[np.argmin((apart_P2**2).sum(axis=1))]))
+    return found

@@ -161,8 +161,8 @@ def _line(axes: Axes, points: Line, look: Series) -> None:
 def _optimum(axes: Axes, x: float, optimum: Optimum, look: Series) -> None:
     """Draw the optimum of a cell: a point with its interval; where censored, hollow, with an arrow past the edge tried.
 
-    A censored cell outside the picture is drawn at its border. The number beside it is the best LR tried; cells that lie
-    on each other share one.
+    A censored cell outside the picture is drawn at its border. The number beside it is the best LR tried; cells that
+    lie on each other share one.
     """
     if optimum.lr is None:
         return

@@ -13,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from orchestrator.search import LawSampler
 from sweeps.choose import Target
 from sweeps.errors import ConfigError
+from sweeps.laws.published import Question, published
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -60,6 +61,16 @@ def test_it_ends_a_study_once_the_interval_at_the_target_is_narrow_enough() -> N
     assert 8 <= len(study.trials) < 60
     (said,) = made.law(study)
     assert math.sqrt(said.lr_high / said.lr_low) <= 2.0
+
+
+def test_a_study_may_start_from_a_published_law() -> None:
+    space = {**SPACE, "parameters": CategoricalDistribution([1e8])}
+    made = LawSampler(space, targets=[Target(tokens=1.6e9, parameters=1e8)], law="step-law")
+    study = optuna.create_study(sampler=made)
+    first = study.ask(space).params
+    said = published("step-law").ask(Question(tokens=4e8, parameters=1e8))
+    assert first["tokens"] == 4e8
+    assert abs(math.log(first["lr"] / said.lr)) < 0.5 * math.log(2)
 
 
 def test_the_same_seed_asks_for_the_same_trials_and_another_for_others() -> None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sweeps.choose import Pool, Target, next_places, spread_out
+from sweeps.choose import Pool, Target, next_places, spread_out, start_of
+from sweeps.errors import ConfigError
+from sweeps.laws.published import Question, published
 from sweeps.surrogate import Surface, fit_surface, rows_of
 from sweeps.surrogate.shape import NAMES, loss_at
 
@@ -64,6 +66,32 @@ def test_a_start_is_spread_out_and_off_the_rim() -> None:
 def test_a_start_of_more_places_than_there_are_is_all_of_them() -> None:
     places = grid()[:5]
     assert sorted(spread_out(places, 9, rng=np.random.default_rng(0))) == [0, 1, 2, 3, 4]
+
+
+def test_a_start_from_a_published_law_has_its_answer_for_each_length() -> None:
+    places = grid()
+    start = start_of(places, 8, rng=np.random.default_rng(0), law="step-law")
+    assert len(set(start)) == 8
+    assert places[start[:3], 2].tolist() == [2e10, 1e10, 5e9]
+    for lr, batch, tokens, parameters in places[start[:3]].tolist():
+        said = published("step-law").ask(Question(tokens=tokens, parameters=parameters))
+        assert said.batch_tokens is not None
+        assert abs(math.log(lr / said.lr)) <= 0.5 * math.log(1e-2 / 5e-4) / 8 + 1e-9  # half a step of the grid
+        assert abs(math.log(batch / said.batch_tokens)) <= 0.5 * math.log(2e6 / 6e4) / 6 + 1e-9
+
+
+def test_a_start_without_a_law_is_the_spread_out_one() -> None:
+    places = grid()
+    assert start_of(places, 8, rng=np.random.default_rng(0)) == spread_out(places, 8, rng=np.random.default_rng(0))
+
+
+def test_a_start_from_a_law_that_says_nothing_of_such_places_is_refused() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'step-law'"):
+        start_of(grid(), 8, rng=np.random.default_rng(0), law="steplaw")
+    with pytest.raises(ConfigError, match="step-law: needs parameters"):
+        start_of(
+            grid() * np.array([1, 1, 1, 0]) + np.array([0, 0, 0, 1]), 8, rng=np.random.default_rng(0), law="step-law"
+        )
 
 
 def test_the_same_runs_choose_the_same() -> None:
