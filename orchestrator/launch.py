@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from orchestrator.address import check_answers
 from orchestrator.build import target_of
 from orchestrator.config import Loaded, resolve_text
 from orchestrator.config.checks import lacking
@@ -26,7 +27,7 @@ from orchestrator.tracking.client import check
 from sweeps.agenda import Agenda, Outcome, first_trials, is_done
 from sweeps.errors import ConfigError, LeaseError, StoreError, SweepError
 from sweeps.plan import price
-from sweeps.spec import Json, Sweep, Trial
+from sweeps.spec import Json, Resources, Sweep, Trial
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ def run(
     if sweep.budget.trials is not None and least > sweep.budget.trials:
         raise ConfigError(f"budget.trials: the plan needs at least {least} trials, got {sweep.budget.trials}")
     store = SweepStore(home, sweep.experiment)
+    if not store.keys():  # nothing has ended that could be reported without training
+        _check_place(sweep.resources)
     store.check_writable()
     uri = None if sweep.tracking.uri is None else resolve_text(sweep.tracking.uri, environ)
     check(resolve_uri(uri, home=home, environ=environ))
@@ -73,6 +76,15 @@ def run(
         stack.callback(lease.release)
         tracker = stack.enter_context(closing(open_tracker(loaded, home=home, environ=environ)))
         return _Session(loaded, only_check, store=store, tracker=tracker, fence=lease.fence, console=console).run()
+
+
+def _check_place(resources: Resources) -> None:
+    """Raise ConfigError if this machine cannot hold one row, or the cluster named does not answer."""
+    missing = lacking(resources)
+    if missing is not None:
+        raise ConfigError(missing)
+    if resources.address is not None:
+        check_answers(resources.address)
 
 
 class _Session:
@@ -125,9 +137,8 @@ class _Session:
 
     def run(self) -> Ended:
         """Train, fit, check, report."""
-        missing = None if self._agenda.complete else lacking(self._sweep.resources)
-        if missing is not None:
-            raise ConfigError(missing)
+        if not self._agenda.complete:
+            _check_place(self._sweep.resources)
         self._tracker.parent(self._sweep.name, sweep_key=self._sweep.key, params=_parent_params(self._sweep))
         try:
             return self._work()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.driver import Driver
 from orchestrator.trainable import Row
+from sweeps.errors import ConfigError
 from sweeps.spec import Resources, Trial
 
 QUIET = {
@@ -39,6 +41,10 @@ WORKER = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
+
+
+# of a traceback: the exception is the first line after it that is not indented
+FRAME = re.compile(r'  File ".*", line \d+')
 
 
 class _Unsaved:
@@ -106,10 +112,16 @@ def _error_of(trial: Any) -> str:
 
 
 def _why(text: str) -> str:
-    """Return what went wrong in a row, in one line."""
+    """Return what went wrong in a row: the last exception, by the first line of its message and the last one."""
     if "ActorDiedError" in text or not text.strip():
         return "its process ended unexpectedly"
-    return [line for line in text.splitlines() if line.strip()][-1].strip()
+    lines = [line for line in text.splitlines() if line.strip()]
+    for frame in reversed([i for i, line in enumerate(lines) if FRAME.match(line)]):  # a message may hold one too
+        for line in lines[frame + 1 :]:
+            if not line[0].isspace():
+                first, last = line.strip(), lines[-1].strip()
+                return first if first == last else f"{first} ... {last}"
+    return lines[-1].strip()
 
 
 @contextlib.contextmanager
@@ -121,13 +133,18 @@ def cluster(resources: Resources) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(
-        address=resources.address or "local",
-        include_dashboard=False if resources.address is None else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env=None if resources.gpus else {"env_vars": WORKER},
-    )
+    try:
+        ray.init(
+            address=resources.address or "local",
+            include_dashboard=False if resources.address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=None if resources.gpus else {"env_vars": WORKER},
+        )
+    except ConnectionError as error:
+        if resources.address is None:
+            raise
+        raise ConfigError(f"resources.address: no Ray cluster at {resources.address}: {error}") from error
     try:
         yield
     finally:

@@ -31,6 +31,7 @@ from workloads.data.blocks import BlockQueue
 Floats = NDArray[np.float64]
 
 BLOCK = 256  # training examples drawn at once
+MAX_DIMENSIONS = 1_000_000  # a block is then 1 GB
 BRACKET = (1e-6, 1.999)  # LRs among which the best is sought, in units of 1 / curvature; at 2 SGD is unstable
 SEARCH_POINTS = 241  # of the first, coarse search of the bracket
 SEEDS_AT_ONCE = 16  # of a simulation: as many as the cache holds
@@ -59,7 +60,7 @@ class Quadratic:
     """Descend a noisy quadratic bowl from a fixed start; the run's seed draws the gradient noise.
 
     Attributes:
-        dimensions: D >= 1.
+        dimensions: D, 1 to MAX_DIMENSIONS.
         decades: log10 of the ratio of the highest curvature (1) to the lowest, >= 0.
         noise: root mean square norm of an example's gradient noise, >= 0.
     """
@@ -73,8 +74,8 @@ class Quadratic:
     metric_mode: ClassVar[str] = "min"
 
     def __post_init__(self) -> None:
-        if self.dimensions < 1:
-            raise ValueError(f"dimensions: must be at least 1, got {self.dimensions}")
+        if not 1 <= self.dimensions <= MAX_DIMENSIONS:
+            raise ValueError(f"dimensions: must be at least 1 and at most {MAX_DIMENSIONS:,}, got {self.dimensions}")
         for name in ("decades", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sweeps.spec import Json
 
 INTERRUPTED = 130
+LONGEST = 480  # characters of a message
+LONGEST_END = 130  # of them the last ones, where there are more
 QUIET_SECONDS = 30.0  # between two lines of progress where the terminal cannot overwrite one
 
 
@@ -62,7 +64,10 @@ class App(click.Group):
 
 
 def _complain(message: str) -> None:
-    click.echo(f"powersweep: {' '.join(message.split())}", err=True)
+    """Print what is wrong in one line a terminal can show; of a long one its beginning and its end."""
+    plain = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    shown = plain if len(plain) <= LONGEST else f"{plain[: LONGEST - LONGEST_END]} ... {plain[-LONGEST_END:]}"
+    click.echo(f"powersweep: {shown}", err=True)
 
 
 @click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -58,19 +59,18 @@ def _fetch_fashion_mnist(out: Path | None) -> None:
 
 
 def _prepare(sources: Sequence[str], out: Path | None, settings: dict[str, object]) -> None:
+    from workloads.data import at_home
     from workloads.data.prepare import prepare as prepare_corpus
     from workloads.data.sources import Layout
 
     if out is None:
         raise ConfigError("prepare: --out is required: the folder to make")
-    named = str(settings["tokenizer"])
-    tokenizer = int(named) if named.isdigit() else named if named == "bytes" else Path(named)
     layout = {name: settings[name] for name in ("documents", "token_type", "vocab_size")}
     terminal = Terminal()
     prepared = prepare_corpus(
-        [Path(source).expanduser() for source in sources],
+        [at_home(source, "sources") for source in sources],
         out,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(str(settings["tokenizer"])),
         text_column=str(settings["text_column"]),
         held_out=float(str(settings["held_out"])),
         seed=int(str(settings["seed"])),
@@ -81,6 +81,14 @@ def _prepare(sources: Sequence[str], out: Path | None, settings: dict[str, objec
     state = "written" if prepared.written else "there already, nothing to do"
     click.echo(f"{prepared.folder}: {prepared.documents:,} documents, {prepared.tokens:,} tokens, {state}")
     click.echo(f"Use it: workload: {{name: gpt, data: {{name: tokens, path: {prepared.folder.absolute()}}}}}")
+
+
+def _tokenizer(named: str) -> str | int | Path:
+    """Return what to make tokens by: bytes, a vocabulary size or a file."""
+    try:
+        return int(named)
+    except ValueError:
+        return named if named == "bytes" else Path(named)
 
 
 @click.command()
@@ -121,7 +129,7 @@ def gc(sweep: str, overrides: Sequence[str], delete: bool) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Loopback: forward the port from elsewhere.")
 def ui(sweep: str | None, overrides: Sequence[str], port: int, host: str) -> None:
     """Open the curves in MLflow's UI: of the default store, or of the one that SWEEP names."""
-    from orchestrator.tracking.client import redact, resolve_uri
+    from orchestrator.tracking.client import check, check_form, redact, resolve_uri
 
     own, experiment = None, None
     if sweep is not None:
@@ -130,11 +138,13 @@ def ui(sweep: str | None, overrides: Sequence[str], port: int, host: str) -> Non
         asked = load(sweep, overrides).sweep
         own, experiment = resolve_text(asked.tracking.uri, os.environ), asked.experiment
     uri = resolve_uri(own, home=home(), environ=os.environ)
+    check_form(uri)
     if uri.startswith(("http://", "https://")):
         click.echo(f"The curves are on a server: open {redact(uri)}")
         return
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise ConfigError(f"ui: there are no curves yet in {uri.removeprefix('sqlite:///')}: run a sweep first")
+    check(uri, create=False)
     _check_port(host, port)
     page = _page(uri, experiment)
     click.echo(f"The curves: http://{host}:{port}/#/{page}?{TRAINING} (in ten seconds or so; Ctrl-C ends it)")
@@ -170,5 +180,10 @@ def _check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(f"ui: {host}:{port}: {error.strerror}: name another with --port") from error
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
+                raise ConfigError(f"ui: {host}:{port}: {reason}: name another with --port") from error
+            raise ConfigError(
+                f"ui: --host: must be a name or address of this machine, got {host!r} ({reason})"
+            ) from error

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sweeps.spec import Json
 
 LARGER = 2.0  # times the most tokens fitted: the target where none is named
+MOST_SEEDS = 1000  # of a held-out check: far beyond what narrows it; a choice
 
 
 @click.command()
@@ -51,20 +52,22 @@ def validate(
     validate section unless it is named. What has run already is not run again. Where the best LR is the lowest or the
     highest tried, up to two more follow beyond it. law.json then says validated, rejected or cannot tell.
 
-    Exit code: 0 validated; 1 rejected, cannot tell, no law, or trials failed; 2 the input is wrong; 130 interrupted.
+    Exit code: 0 validated; 1 rejected, cannot tell, no law, beyond its reach, or trials failed; 2 the input is wrong;
+    130 interrupted.
     """
     asked = {"--tokens": tokens, "--batch-tokens": batch_tokens, "--seeds": seeds}
-    for name, value in asked.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{name}: must be above 0 and finite, got {value:g}")
+    _check_asked(asked)
     if Path(sweep).suffix == ".json":
         raise ConfigError(f"SWEEP: a law is checked by runs of a recipe: powersweep validate SWEEP --law {sweep}")
     loaded = load(sweep, overrides)
     findings = _findings(loaded, law_file)
     loaded = load(sweep, [*overrides, *_target(loaded, findings, asked)])
+    _check_reach(loaded, findings)
+    if law_file is not None:
+        _warn_of_another_recipe(loaded, findings, law_file)
     ended = _run(loaded, findings, quiet=as_json)
     judged = ended.findings
-    if judged is None or not judged.verdicts:
+    if judged is None or not judged.held_out:  # nothing has run: what a law says of an earlier check stays
         for line in ended.lines:
             click.echo(line, err=as_json)
         ctx.exit(ended.exit_code or 1)
@@ -76,6 +79,28 @@ def validate(
             click.echo(line)
     passed = all(verdict.status == "validated" for verdict in judged.verdicts.values())
     ctx.exit(ended.exit_code or (0 if passed else 1))
+
+
+def _check_asked(asked: Mapping[str, float | int | None]) -> None:
+    """Raise ConfigError for an option that cannot be, before anything is read."""
+    for name, value in asked.items():
+        if value is not None and not 1 <= value < math.inf:
+            raise ConfigError(f"{name}: must be at least 1 and finite, got {value:g}")
+    tokens, batch, seeds = (asked[name] for name in ("--tokens", "--batch-tokens", "--seeds"))
+    if tokens is not None and batch is not None and batch > tokens:
+        raise ConfigError(f"--batch-tokens: must be at most --tokens ({tokens:g}), got {batch:g}")
+    if seeds is not None and seeds > MOST_SEEDS:
+        raise ConfigError(f"--seeds: must be at most {MOST_SEEDS:,}, got {seeds}")
+
+
+def _check_reach(loaded: Loaded, findings: Findings) -> None:
+    """Raise ReachError where a law says nothing of the target: a check there would mark it for nothing."""
+    target = loaded.sweep.validate
+    assert target is not None, "the target is among the overrides"
+    for label, law in findings.laws.items():
+        if law is not None:
+            size = findings.variants[label].size.parameters
+            law.predict(batch_tokens=target.batch_tokens, tokens=target.tokens, parameters=size)
 
 
 def _run(loaded: Loaded, findings: Findings, *, quiet: bool) -> Ended:
@@ -120,7 +145,7 @@ def _findings(loaded: Loaded, law_file: Path | None) -> Findings:
 
 
 def _foreign(loaded: Loaded, law_file: Path) -> Findings:
-    """Return a file's law as one of the sweep's recipe, and say where it is of another one."""
+    """Return a file's law as one of the sweep's recipe. Raises ConfigError."""
     from orchestrator.results import Findings
     from sweeps.laws.law import Law
     from sweeps.plan import group_label
@@ -129,14 +154,18 @@ def _foreign(loaded: Loaded, law_file: Path) -> Findings:
     labels = {group_label(sweep, variant) for variant in sweep.variants}
     if len(labels) > 1:
         raise ConfigError(f"--law: {sweep.name} has {len(labels)} recipes, name one by overrides: {', '.join(labels)}")
-    law = Law.load(law_file)
     variant = max(sweep.variants, key=lambda v: v.size.parameters)
+    return Findings(cells={"": ()}, laws={"": Law.load(law_file)}, variants={"": variant})
+
+
+def _warn_of_another_recipe(loaded: Loaded, findings: Findings, law_file: Path) -> None:
+    law, variant = findings.laws[""], findings.variants[""]
+    assert law is not None
     own = {"workload": variant.workload.identity(), "optimizer": variant.optimizer.identity()}
-    own["schedule"] = sweep.schedule.identity()
+    own["schedule"] = loaded.sweep.schedule.identity()
     other = sorted(name for name, value in own.items() if law.recipe.get(name) != value)
     if other:
         click.echo(f"warning: {law_file} is the law of another {' and '.join(other)}", err=True)
-    return Findings(cells={"": ()}, laws={"": law}, variants={"": variant})
 
 
 def _target(loaded: Loaded, findings: Findings, asked: Mapping[str, float | int | None]) -> list[str]:

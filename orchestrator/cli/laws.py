@@ -20,6 +20,8 @@ PLACES = {
     "box": "inside the range fitted",
     "reach": "beyond the range fitted, within reach: extrapolated, interval widened",
 }
+LONGEST_NAME = 100  # characters of a sweep's name
+LONGEST_SHOWN = 300  # of a path that is not there
 
 
 @click.command()
@@ -94,8 +96,12 @@ def _predict_fitted(
 
 def _predict_published(name: str, given: Mapping[str, float | None], *, as_json: bool) -> None:
     from sweeps.laws.published import Anchor, Question, published
+    from sweeps.laws.records import size_text
 
     law = published(name)
+    for part, value in given.items():
+        if value is not None and ("anchor" if part.startswith("anchor_") else part) not in law.reads:
+            raise ConfigError(f"{_option(part)}: {law.name} does not read it; it is {law.formula}")
     anchor = None
     lr, tokens = given["anchor_lr"], given["anchor_tokens"]
     if lr is not None and tokens is not None:
@@ -108,7 +114,7 @@ def _predict_published(name: str, given: Mapping[str, float | None], *, as_json:
         told = {part: getattr(law, part) for part in ("formula", "source", "convention", "trust", "setting")}
         print_json({"law": law.name, **asdict(answer), **told, "fitted": dict(law.fitted)})
         return
-    batch = "" if answer.batch_tokens is None else f"  at its best batch of {answer.batch_tokens:,.0f} tokens"
+    batch = "" if answer.batch_tokens is None else f"  at its best batch of {size_text(answer.batch_tokens)} tokens"
     click.echo(f"lr {answer.lr:.4g}{batch}")
     click.echo(f"{law.formula}  ({law.convention}; {law.setting})")
     click.echo(f"{law.source}; {law.trust}")
@@ -124,7 +130,7 @@ def _is_published(name: str) -> bool:
     """Return whether a name is that of a published law, and of no file and no sweep that was fitted."""
     from sweeps.laws.published import PUBLISHED
 
-    if name not in PUBLISHED or Path(name).is_file():
+    if name not in PUBLISHED or _is_file(name):
         return False
     from orchestrator.report import law_paths
 
@@ -155,10 +161,10 @@ def _law(name: str) -> Law:
 
 def _law_file(name: str) -> Path:
     path = Path(name)
-    if path.is_file():
+    if _is_file(name):
         return path
-    if path.suffix == ".json" or "/" in name:
-        raise ConfigError(f"LAW: no file {name}")
+    if path.suffix == ".json" or "/" in name or len(name) > LONGEST_NAME:
+        raise ConfigError(f"LAW: no file {name[:LONGEST_SHOWN]}")
     from orchestrator.report import fitted_sweeps, law_paths
 
     sweeps = home() / "sweeps"
@@ -169,10 +175,17 @@ def _law_file(name: str) -> Path:
         raise ConfigError(f"LAW: {name} has {len(laws)} laws, name one file: {', '.join(map(str, laws))}")
     if (sweeps / name).is_dir():
         raise ConfigError(f"LAW: {name} has no law yet: powersweep run {name}")
-    fitted = fitted_sweeps(sweeps)
-    if not fitted:
-        raise ConfigError(f"LAW: {name!r} is no file, and no sweep in {home()} has a law yet")
-    raise unknown_name("LAW", name, fitted, "file or fitted sweep")
+    from sweeps.laws.published import PUBLISHED
+
+    raise unknown_name("LAW", name, [*fitted_sweeps(sweeps), *PUBLISHED], "file or fitted sweep")
+
+
+def _is_file(name: str) -> bool:
+    """Return whether there is such a file; a name that no file can have is none."""
+    try:
+        return Path(name).is_file()
+    except OSError:
+        return False
 
 
 @click.command()

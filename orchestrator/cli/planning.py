@@ -12,6 +12,7 @@ from pathlib import Path
 from orchestrator.build import target_of
 from orchestrator.cli.timing import time_of
 from orchestrator.config import Loaded
+from orchestrator.config.checks import NEIGHBOURS
 from orchestrator.progress import PROGRESS_FILE
 from orchestrator.store import SweepStore
 from orchestrator.store.index import Index
@@ -33,7 +34,6 @@ from sweeps.plan import (
 from sweeps.spec import Cell, Json, Part, Range, Sweep, Trial, content_key
 
 SAME = 1e-9  # two numbers this near are one
-NEIGHBOURS = 3  # of a held-out check: the predicted LR, half of it and twice it
 
 
 def plan_of(loaded: Loaded, *, home: Path, with_time: bool) -> dict[str, Json]:

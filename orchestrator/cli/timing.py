@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from orchestrator.build import AnyRun, build_run
+from orchestrator.config.build import code_of, one_line
 from orchestrator.config.checks import lacking
 from sweeps.agenda import Outcome
+from sweeps.errors import ConfigError
 from sweeps.spec import Json, Sweep, Trial
+from workloads.base import DataError
 
 MEASURE_SECONDS = 1.0
 MEASURED_SHAPES = 5
@@ -107,16 +110,24 @@ def measured_speeds(sweep: Sweep, trials: Sequence[Trial]) -> dict[Shape, Speed]
     speeds = {}
     for shape in {*shapes[:: -(-len(shapes) // MEASURED_SHAPES)], shapes[-1]}:
         unreported = replace(longest[shape], marks=(longest[shape].tokens,), asides=(), absurd_factor=math.inf)
-        training = build_run(unreported, resources=resources, folder=Path(os.devnull), cwd=Path.cwd())
-        try:
-            speeds[shape] = _speed(training)
-        finally:
-            training.close()
+        with code_of(unreported.workload.name, "plan: training"):
+            try:
+                speeds[shape] = _speed_of(unreported, resources)
+            except DataError as error:
+                raise ConfigError(f"workload: {one_line(error)}") from error
     reports = {shape: speed.report_seconds for shape, speed in speeds.items()}
     for shape, speed in speeds.items():  # the first report of a process also warms it up
         least = min(seconds for other, seconds in reports.items() if other[0] == shape[0])
         speeds[shape] = replace(speed, report_seconds=least)
     return speeds
+
+
+def _speed_of(trial: Trial, resources: Mapping[str, Json]) -> Speed:
+    training = build_run(trial, resources=resources, folder=Path(os.devnull), cwd=Path.cwd())
+    try:
+        return _speed(training)
+    finally:
+        training.close()
 
 
 def _speed(training: AnyRun) -> Speed:

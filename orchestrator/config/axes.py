@@ -16,7 +16,8 @@ from sweeps.spec import Axes, Json, Range, Seeds
 
 OWN = ("lr", "batch_tokens", "tokens", "steps", "seed")
 SCALES = ("log", "linear")
-MAX_POINTS = 1000
+NAMES = ("workload.name", "optimizer.name")  # a recipe each, not values of one
+MAX_POINTS = 1000  # of an axis
 MAX_VARIANTS = 1000
 
 
@@ -44,6 +45,8 @@ def _lr(node: Json) -> tuple[float, ...] | Range:
         span = read_range(node, "axes.lr")
         if span.low <= 0:
             raise must("axes.lr", "above 0", span.low)
+        if span.points is not None:
+            _unique(span.grid(), "axes.lr")
         return span
     return tuple(sorted(_unique([_positive(x, float, w) for x, w in _items(node, "axes.lr")], "axes.lr")))
 
@@ -110,6 +113,8 @@ def _items(node: Json, where: str) -> list[tuple[Json, str]]:
         raise ConfigError(f"{where}: must be a list or a range, got {show(node)}{hint}")
     if not node:
         raise ConfigError(f"{where}: must have at least one value, got []")
+    if len(node) > MAX_POINTS:
+        raise ConfigError(f"{where}: must have at most {MAX_POINTS:,} values, got {len(node):,}")
     return [(item, f"{where}[{i}]") for i, item in enumerate(node)]
 
 
@@ -152,6 +157,8 @@ def further_axes(node: Mapping[str, Json], classes: Mapping[str, type]) -> dict[
         if key in OWN:
             continue
         for name, leaf in _leaves(key, value, fields):
+            if name in NAMES:
+                raise ConfigError(f"axes.{name}: the {key} is no axis: run one sweep of each, and compare their laws")
             if name in found:
                 raise ConfigError(f"axes.{key}: {name} is there twice")
             found[name] = _raw_values(leaf, f"axes.{name}")
@@ -180,7 +187,7 @@ def _flat(name: str, value: Json) -> list[tuple[str, Json]]:
 
 def _raw_values(node: Json, where: str) -> list[Json]:
     if isinstance(node, Mapping):
-        return list(_range_values(node, where))
+        return list(_unique(_range_values(node, where), where))
     return list(_unique([item for item, _ in _items(node, where)], where))
 
 

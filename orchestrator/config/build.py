@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -9,12 +10,12 @@ import importlib
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.coerce import coerce, must
-from sweeps.errors import ConfigError, unknown_name
+from sweeps.errors import ConfigError, SweepError, unknown_name
 from sweeps.spec import Json, Part
 
 Table = Mapping[str, type]
@@ -44,7 +45,8 @@ def build(
         ConfigError: an unknown name or field, a value of the wrong type, or one its class refuses.
     """
     cls = class_of(table, node, where, what=what, protocol=protocol, cwd=cwd)
-    return fill(cls, {key: value for key, value in node.items() if key != "name"}, where)
+    with code_of(node["name"], f"{where}: making"):
+        return fill(cls, {key: value for key, value in node.items() if key != "name"}, where)
 
 
 def class_of(
@@ -67,6 +69,7 @@ def class_of(
     if protocol is not None and ":" in name:
         cls = import_class(name, f"{where}.name", cwd=cwd)
         _check_fit(cls, name, f"{where}.name", protocol=protocol)
+        _check_declared(cls, name, f"{where}.name")
         return cls
     if name not in table:
         raise unknown_name(f"{where}.name", name, table, what)
@@ -131,6 +134,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+@contextlib.contextmanager
+def code_of(name: str, doing: str) -> Iterator[None]:
+    """Turn whatever a class of the user's raises into a ConfigError; errors of our own classes are our bugs.
+
+    Args:
+        name: of the class in its table, or its path, `my_pkg.my_mod:MyClass`.
+        doing: what is done with it, for the message.
+    """
+    try:
+        yield
+    except SweepError:
+        raise
+    except (Exception, SystemExit) as error:
+        if ":" not in name:
+            raise
+        raise ConfigError(f"{doing} {name} failed: {type(error).__name__}: {one_line(error)}") from error
+
+
 def object_of(table: Table, part: Part, where: str, *, cwd: Path | None = None) -> Any:
     """Return the object that a record describes, in any process: the inverse of `parts.part_of`.
 
@@ -174,16 +195,13 @@ def import_class(path: str, where: str, *, cwd: Path | None) -> type:
         raise must(where, "a table's name or a path such as my_pkg.my_mod:MyClass", path)
     if cwd is not None and str(cwd) not in sys.path:
         sys.path.insert(0, str(cwd))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigError(f"{where}: {module_name} needs a module that is missing: {error.name}") from error
-        raise ConfigError(f"{where}: no module {module_name!r} in {cwd or 'the import path'}") from error
-    except Exception as error:  # code of the user's may raise anything
-        raise ConfigError(
-            f"{where}: importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
-        ) from error
+    with code_of(path, f"{where}: importing"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise ConfigError(f"{where}: {module_name} needs a module that is missing: {error.name}") from error
+            raise ConfigError(f"{where}: no module {module_name!r} in {cwd or 'the import path'}") from error
     if class_name not in vars(module):
         classes = [name for name, value in vars(module).items() if isinstance(value, type)]
         raise unknown_name(where, class_name, classes, f"class in {module_name}:")
@@ -206,3 +224,20 @@ def _check_fit(cls: type, path: str, where: str, *, protocol: type) -> None:
     methods = sorted(name for name in own if callable(vars(protocol)[name]) and not callable(getattr(cls, name)))
     if methods:
         raise ConfigError(f"{where}: {path} does not fit {protocol.__name__}: not methods: {', '.join(methods)}")
+
+
+def _check_declared(cls: Any, path: str, where: str) -> None:
+    """Raise ConfigError unless version, TABLES and OUTSIDE of a class are what a trial's identity is made of."""
+    fields = [field.name for field in dataclasses.fields(cls)]
+    if type(cls.version) is not int:
+        raise must(f"{where}: version of {path}", "an integer", cls.version)
+    tables = getattr(cls, "TABLES", {})
+    if not (isinstance(tables, Mapping) and all(isinstance(table, Mapping) for table in tables.values())):
+        raise must(f"{where}: TABLES of {path}", "a mapping from fields to tables of classes", tables)
+    outside = getattr(cls, "OUTSIDE", ())
+    if not (isinstance(outside, list | tuple) and all(isinstance(name, str) for name in outside)):
+        raise must(f"{where}: OUTSIDE of {path}", "a list of fields", outside)
+    for what, names in (("TABLES", tables), ("OUTSIDE", outside)):
+        for name in names:
+            if name.partition(".")[0] not in fields:
+                raise unknown_name(f"{where}: {what} of {path}", name, fields, "field")

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.config.coerce import must, show
-from sweeps.agenda import first_tokens, first_trials
+from sweeps.agenda import LAW, first_tokens, first_trials
 from sweeps.errors import ConfigError
 from sweeps.schedules import Schedule
-from sweeps.spec import Axes, LawSpec, Range, Resources, Sweep, Validation, Variant
+from sweeps.spec import Axes, LawSpec, Range, Resources, Search, Sweep, Validation, Variant
+
+MAX_TOKENS = 10**15  # of a run: what the name of a checkpoint has digits for, some 30 times the longest known
+MAX_TRIALS = 100_000  # of a sweep: planned in seconds; a choice
+NEIGHBOURS = 3  # of a held-out check: the predicted LR, half of it and twice it
 
 
 def horizons(axes: Axes) -> list[tuple[int, int]]:
@@ -35,8 +39,27 @@ def check_batches(axes: Axes, check: Validation | None, variants: Sequence[Varia
                 rule = f"a multiple of the {size.tokens_per_example:,} {size.unit}s of one example"
                 raise must(place, rule, batch)
     for place, batch, tokens in pairs:
+        if tokens > MAX_TOKENS:
+            long = "validate.tokens" if place.startswith("validate") else f"axes.{'steps' if axes.steps else 'tokens'}"
+            raise must(long, f"at most {MAX_TOKENS:.0e} tokens a run", tokens)
         if batch > tokens:
             raise must(place, f"at most the horizon ({tokens:,} tokens)", batch)
+
+
+def check_size(axes: Axes, search: Search, check: Validation | None, variants: Sequence[Variant]) -> None:
+    """Raise ConfigError if there is more to plan than anyone would run; counted without making any of it."""
+    cells = len(variants) * len(horizons(axes))
+    if search.name == LAW:
+        trials = cells + search.trials * len(variants)
+    else:
+        lrs = search.trials if search.name != "grid" else axes.lr.points if isinstance(axes.lr, Range) else len(axes.lr)
+        seeds = [len(axes.seeds.of(tokens)) for _, tokens in horizons(axes)]
+        trials = len(variants) * sum(seeds) * (lrs or 1)
+    trials += len(variants) * NEIGHBOURS * check.seeds if check is not None else 0
+    if trials > MAX_TRIALS:
+        parts = "variants x batches x horizons x seeds x learning rates, and the held-out check"
+        place = "axes" if search.name == "grid" else "search.trials"
+        raise ConfigError(f"{place}: must make at most {MAX_TRIALS:,} trials ({parts}), got {trials:,}")
 
 
 def check_schedule(schedule: Schedule, axes: Axes, check: Validation | None, *, grow: int) -> None:

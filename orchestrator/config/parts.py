@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 from collections import Counter
@@ -10,16 +11,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from orchestrator.config.build import Table
-from sweeps.spec import Json, Part, Trial
+from orchestrator.config.coerce import must
+from sweeps.spec import Json, Part, Trial, canonical_json
 
 
 def part_of(thing: Any, name: str) -> Part:
-    """Return the record of an object: its name in its table, declared version, all fields, and its source's hash."""
-    cls = type(thing)
+    """Return the record of an object: its name in its table, declared version, all fields, and its source's hash.
+
+    Raises ConfigError where a field is not plain JSON: a default may be anything.
+    """
+    cls: type = type(thing)
+    fields = fields_of(thing)
+    for field, value in fields.items():
+        try:
+            canonical_json(value)
+        except (TypeError, ValueError) as error:
+            raise must(f"{name}: field {field}", "plain JSON, numbers finite", value) from error
     return Part(
         name=name,
-        version=int(cls.version),
-        fields=fields_of(thing),
+        version=int(thing.version),
+        fields=fields,
         source=_source_hash(cls),
         outside=tuple(_outside(thing)),
     )
@@ -77,6 +88,7 @@ def changed_sources(ran: Iterable[tuple[Trial, Mapping[str, Json]]]) -> list[str
     ]
 
 
+@functools.cache
 def _source_hash(cls: type) -> str:
     """Return twelve digits of the hash of a class's source, "" where there is none (a zip, a notebook)."""
     try:

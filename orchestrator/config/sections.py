@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from orchestrator.address import check_form
 from orchestrator.config.build import fill
 from orchestrator.config.coerce import must, show
 from sweeps.agenda import LAW
+from sweeps.choose import starting_laws
 from sweeps.errors import ConfigError, unknown_name
 from sweeps.laws.law import CONVENTIONS
 from sweeps.optima.optimum import ESTIMATORS
@@ -19,13 +21,20 @@ Record = TypeVar("Record")
 SEARCHES = ("grid", "random", "qmc", "tpe", "gp", LAW)
 LEAST_FOR_LAW = 8  # trials of a search for the law: its starting design; a choice
 PRECISIONS = ("float32", "bfloat16")
+MAX_SEEDS = 1000  # of a held-out check
+MAX_FACTOR = 1000  # between neighbouring LRs of a held-out check
+LEAST_SHARE = 0.01  # of a CPU or GPU, for a row: a hundred rows each
 VARIABLES = ("batch_tokens", "tokens", "parameters")
 NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 SERVERS = ("http", "https")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
-NOT_OF = {"grid": ("trials", "wave", "seed", "until"), LAW: ("grow",), "": ("grow", "until")}  # of a search by its name
+NOT_OF = {  # of a search by its name
+    "grid": ("trials", "wave", "seed", "until", "from_law"),
+    LAW: ("grow",),
+    "": ("grow", "until", "from_law"),
+}
 
 
 def record(cls: type[Record], node: Json, where: str) -> Record:
@@ -77,6 +86,10 @@ def read_search(node: Json, lr: tuple[float, ...] | Range) -> Search:
     at_least("search.trials", search.trials, LEAST_FOR_LAW if search.name == LAW else 1)
     if search.until is not None and not search.until > 1:
         raise must("search.until", "a factor above 1", search.until)
+    if search.from_law is not None:
+        one_of(
+            "search.from_law", search.from_law, starting_laws(), "published law that needs no more than a sweep knows"
+        )
     at_least("search.wave", search.wave, 1)
     at_least("search.seed", search.seed, 0)
     if search.wave > search.trials:
@@ -99,9 +112,10 @@ def read_validation(node: Json) -> Validation | None:
     check = record(Validation, node, "validate")
     positive("validate.tokens", check.tokens)
     positive("validate.batch_tokens", check.batch_tokens)
-    at_least("validate.seeds", check.seeds, 1)
-    if check.factor <= 1:
-        raise must("validate.factor", "above 1", check.factor)
+    if not 1 <= check.seeds <= MAX_SEEDS:
+        raise must("validate.seeds", f"at least 1 and at most {MAX_SEEDS:,}", check.seeds)
+    if not 1 < check.factor <= MAX_FACTOR:
+        raise must("validate.factor", f"above 1 and at most {MAX_FACTOR:,}", check.factor)
     return check
 
 
@@ -118,7 +132,8 @@ def read_resources(node: Json, batches: tuple[int, ...]) -> Resources:
     """Return what a row takes, its micro-batch checked against every batch."""
     resources = record(Resources, node, "resources")
     positive("resources.cpus", resources.cpus)
-    at_least("resources.gpus", resources.gpus, 0)
+    at_least("resources.cpus", resources.cpus, LEAST_SHARE)
+    at_least("resources.gpus", resources.gpus, LEAST_SHARE if resources.gpus > 0 else 0)
     if resources.gpus > 1 and not float(resources.gpus).is_integer():
         raise must("resources.gpus", "a share of one GPU, or whole GPUs", resources.gpus)
     if resources.cuda_graph and not resources.gpus:
@@ -127,6 +142,8 @@ def read_resources(node: Json, batches: tuple[int, ...]) -> Resources:
     positive("resources.checkpoint_seconds", resources.checkpoint_seconds)
     positive("resources.report_seconds", resources.report_seconds)
     at_least("resources.retries", resources.retries, 0)
+    if resources.address is not None:
+        check_form(resources.address)
     micro = resources.micro_batch_tokens
     positive("resources.micro_batch_tokens", micro)
     for batch in batches:

@@ -14,13 +14,14 @@ import yaml  # type: ignore[import-untyped]  # omegaconf's own parser: its error
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.config.build import one_line
 from orchestrator.config.coerce import must
 from sweeps.errors import ConfigError, unknown_name
 from sweeps.spec import Json
 
 SHIPPED = Path(__file__).parents[2] / "conf"  # installed beside this package
 ENVIRONMENT = re.compile(r"\$\{oc\.env:([^,{}]+)(?:,([^{}]*))?\}")
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # what Python makes of bytes that are no UTF-8
+MAX_DEPTH = 50  # of mappings and lists in each other: far beyond any sweep, far from Python's own limit
 OVERRIDE = re.compile(r"(?!\d)[\w-]+(\.[\w-]+)*")
 Tree = dict[str, Any]
 
@@ -51,17 +52,24 @@ def read_source(name: str, overrides: Sequence[str], *, cwd: Path, environ: Mapp
 def find_sweep(name: str, *, cwd: Path) -> Path:
     """Return the file of a sweep: a path, then ./conf/NAME.yaml, then one that ships with the package."""
     direct = cwd / name
-    if direct.is_file():
+    if _is_file(direct):
         return direct
     if direct.suffix in (".yaml", ".yml") or "/" in name:
         raise ConfigError(f"sweep: no file {name}")
     folders = [cwd / "conf", SHIPPED]
     for folder in folders:
         path = folder / f"{name}.yaml"
-        if path.is_file():
+        if _is_file(path):
             return path
     names = {path.stem for folder in folders for path in folder.glob("*.yaml")}
     raise unknown_name("sweep", name, names, "file or sweep")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system takes
+        return False
 
 
 def resolve(tree: Json, environ: Mapping[str, str]) -> Json:
@@ -120,7 +128,7 @@ def _includes(node: Json, path: Path) -> list[Path]:
     for name in names:
         file_name = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
         choices = [path.parent / file_name, SHIPPED / file_name]
-        first = next((choice for choice in choices if choice.is_file()), None)
+        first = next((choice for choice in choices if _is_file(choice)), None)
         if first is None:
             raise ConfigError(f"include: no file {choices[0]} (included by {path.name})")
         found.append(first)
@@ -136,9 +144,13 @@ def _parse(path: Path) -> Tree:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except RecursionError as error:
+        raise _too_deep(str(path)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_line_of(error)}: not YAML: {_problem(error)}") from error
-    except (OmegaConfBaseException, ValueError, OSError) as error:
+    except OSError as error:  # of OmegaConf, for a lone number
+        raise must(str(path), "a mapping of sections", text.strip()) from error
+    except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: not a sweep: {str(error).splitlines()[0]}") from error
     came = "a list" if isinstance(loaded, list) else "text"
     if not isinstance(loaded, dict) or (loaded and all(v is None for v in loaded.values()) and ":" not in text):
@@ -153,7 +165,8 @@ def _line_of(error: yaml.YAMLError) -> str:
 
 def _problem(error: Exception) -> str:
     context, problem = getattr(error, "context", None), getattr(error, "problem", None)
-    return ", ".join(text for text in (context, problem) if text) or one_line(error)
+    said = ", ".join(text for text in (context, problem) if text)
+    return said or next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _override(text: str) -> Tree:
@@ -161,8 +174,12 @@ def _override(text: str) -> Tree:
     key, equals, _ = text.partition("=")
     if not equals or not OVERRIDE.fullmatch(key):
         raise ConfigError(f"override {text!r}: must be section.field=value, such as workload.width=128")
+    if SURROGATE.search(text):
+        raise ConfigError(f"override {text!r}: must be UTF-8 text")
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+    except RecursionError as error:
+        raise _too_deep(f"override {text!r}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"override {text!r}: the value is not YAML: {_problem(error)}") from error
     assert isinstance(value, dict)
@@ -171,7 +188,7 @@ def _override(text: str) -> Tree:
 
 def _tidy(tree: dict[Any, Any], where: str) -> Tree:
     """Return the tree with text keys, and the dotted names of its axes (`workload.width`) as nested ones."""
-    _check_keys(tree, where)
+    _check_tree(tree, where)
     axes = tree.get("axes")
     if isinstance(axes, dict):
         nested: Tree = {}
@@ -187,15 +204,22 @@ def _tidy(tree: dict[Any, Any], where: str) -> Tree:
     return tree
 
 
-def _check_keys(value: Json, where: str) -> None:
+def _too_deep(where: str) -> ConfigError:
+    return ConfigError(f"{where}: must be nested at most {MAX_DEPTH} deep")
+
+
+def _check_tree(value: Json, where: str, depth: int = 0) -> None:
+    """Raise ConfigError unless the names of fields are text, nested at most MAX_DEPTH deep."""
+    if depth > MAX_DEPTH:
+        raise _too_deep(where)
     if isinstance(value, list):
         for item in value:
-            _check_keys(item, where)
+            _check_tree(item, where, depth + 1)
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str) or not key:
                 raise ConfigError(f"{where}: names of fields must be text, got {key!r}")
-            _check_keys(item, where)
+            _check_tree(item, where, depth + 1)
 
 
 def _merge(base: Tree, over: Tree, *, top: bool = True) -> Tree:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from orchestrator.config import checks, sections
 from orchestrator.config.axes import Combination, combinations, further_axes, read_axes
-from orchestrator.config.build import build, class_of, one_line
-from orchestrator.config.coerce import must
+from orchestrator.config.build import build, class_of, code_of, one_line
+from orchestrator.config.coerce import coerce, must
 from orchestrator.config.parts import fields_of, part_of
 from orchestrator.config.sources import Tree, read_source
 from orchestrator.store.folders import home
@@ -24,6 +24,10 @@ from workloads import WORKLOADS
 from workloads.base import DataError, Facts, Workload
 from workloads.optim import OPTIMIZERS
 
+LEAST = {  # of the numbers among Facts
+    **dict.fromkeys(("parameters", "non_embedding_parameters", "flops_per_token"), 0),
+    **dict.fromkeys(("tokens_per_example", "train_tokens"), 1),
+}
 REQUIRED = ("workload", "optimizer", "schedule", "axes")
 PREPARED = ("fashion-mnist",)  # data sets that `powersweep prepare NAME` fetches
 SECTIONS = (
@@ -82,6 +86,7 @@ def _sweep(tree: Tree, written: Tree, *, default_name: str, cwd: Path) -> Sweep:
     check = sections.read_validation(tree.get("validate"))
     variants, axes = _variants(tree, axes, cwd=cwd)
     checks.check_batches(axes, check, variants)
+    checks.check_size(axes, search, check, variants)
     checks.check_schedule(schedule, axes, check, grow=search.grow if search.name == "grid" else 0)
     law = sections.read_law(tree.get("law"), checks.varying(axes, variants), axes.extra, search=search.name)
     checks.check_law(law, axes, variants)
@@ -178,23 +183,21 @@ def _place(workload: Any, message: str) -> str:
 
 def _size(workload: Any, name: str) -> Size:
     """Return the facts of a workload as a record of numbers."""
-    try:
-        facts = workload.facts()
-    except DataError as error:
-        raise ConfigError(f"{_place(workload, one_line(error))}{one_line(error)}") from error
-    except Exception as error:
-        if ":" not in name:
-            raise
-        # a class of the user's may raise anything
-        raise ConfigError(f"workload: facts() of {name} failed: {type(error).__name__}: {one_line(error)}") from error
+    with code_of(name, "workload: facts() of"):
+        try:
+            facts = workload.facts()
+        except DataError as error:
+            raise ConfigError(f"{_place(workload, one_line(error))}{one_line(error)}") from error
+        except OSError as error:
+            raise ConfigError(f"workload: its data cannot be read: {one_line(error)}") from error
     if not isinstance(facts, Facts):
         raise ConfigError(f"workload: facts() of {name} must return workloads.base.Facts, got {type(facts).__name__}")
-    return Size(
-        parameters=facts.non_embedding_parameters,
-        total_parameters=facts.parameters,
-        flops_per_token=facts.flops_per_token,
-        tokens_per_example=facts.tokens_per_example,
-        unit=facts.unit,
-        train_tokens=facts.train_tokens,
-        data_fingerprint=facts.data_fingerprint,
-    )
+    checked = {
+        field: coerce(getattr(facts, field), kind, f"workload: {field} in facts() of {name}")
+        for field, kind in get_type_hints(Facts).items()
+    }
+    for field, least in LEAST.items():
+        if checked[field] is not None:
+            sections.at_least(f"workload: {field} in facts() of {name}", checked[field], least)
+    total = checked.pop("parameters")
+    return Size(parameters=checked.pop("non_embedding_parameters"), total_parameters=total, **checked)

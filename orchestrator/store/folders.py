@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.store.lease import check_fence
+from orchestrator.store.lease import check_fence, reading
 from sweeps.errors import StoreError
 
 if TYPE_CHECKING:
@@ -45,8 +45,12 @@ log = logging.getLogger(__name__)
 
 
 def home(environ: Mapping[str, str]) -> Path:
-    """Return where everything is kept: POWERSWEEP_HOME, else ~/.powersweep; absolute."""
-    return Path(environ.get("POWERSWEEP_HOME") or "~/.powersweep").expanduser().absolute()
+    """Return where everything is kept: POWERSWEEP_HOME, else ~/.powersweep; absolute. Raises StoreError."""
+    place = environ.get("POWERSWEEP_HOME") or "~/.powersweep"
+    try:
+        return Path(place).expanduser().absolute()
+    except RuntimeError as error:
+        raise StoreError(f"POWERSWEEP_HOME: must be a folder, got {place}, whose user has no home here") from error
 
 
 class SweepStore:
@@ -66,10 +70,11 @@ class SweepStore:
 
     def keys(self) -> list[str]:
         """Return the keys that have a folder, sorted."""
-        try:
-            return sorted(entry.name for entry in os.scandir(self.trials) if entry.is_dir())
-        except FileNotFoundError:
-            return []
+        with reading(self.trials):
+            try:
+                return sorted(entry.name for entry in os.scandir(self.trials) if entry.is_dir())
+            except FileNotFoundError:
+                return []
 
     def check_writable(self) -> None:
         """Raise StoreError if the folder cannot be made or written, or the disk is full; leave nothing behind.

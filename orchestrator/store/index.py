@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.store.folders import OUTCOME_FILE, SweepStore, read_outcome
+from orchestrator.store.lease import reading
 from sweeps.agenda import Outcome, Target
 from sweeps.curves import Curve, replacing
 from sweeps.errors import StoreError
@@ -139,10 +140,11 @@ def _row(key: str, record: Mapping[str, Any]) -> dict[str, Any]:
 def _stamps(trials: Path) -> dict[str, Stamp]:
     """Return what tells a changed outcome file, by key."""
     stamps = {}
-    try:
-        folders = list(trials.iterdir())
-    except FileNotFoundError:
-        return {}
+    with reading(trials):
+        try:
+            folders = list(trials.iterdir())
+        except FileNotFoundError:
+            return {}
     for folder in folders:
         try:
             stat = (folder / OUTCOME_FILE).stat()

@@ -12,11 +12,12 @@ import getpass
 import json
 import logging
 import os
+import re
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from sweeps.errors import LeaseError, StoreError
 STALE_SECONDS = 60.0  # twelve heartbeats; assumed longer than any pause of a live driver
 HEARTBEAT_SECONDS = 5.0
 FOLDER = "lease"
+CLAIM = re.compile(r"([0-9]{6}|[1-9][0-9]{6,})\.json")  # as `_file` writes it
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +143,7 @@ class Lease:
                     log.warning("another driver has taken over the sweep in %s", self._folder)
                     return
                 _rewrite(self._folder, replace(self._claim, heartbeat=self._clock()))
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 log.warning("the lease of %s could not be renewed: %s", self._folder, error)
 
 
@@ -164,14 +166,15 @@ def check_fence(folder: Path, fence: int) -> None:
 
 def _newest(folder: Path) -> tuple[int, Claim | None]:
     """Return the highest number given out (0 if none), and its claim (None if it is lost)."""
-    while fence := newest_fence(folder):
-        try:
-            return fence, Claim(**json.loads(_file(folder, fence).read_text()))
-        except FileNotFoundError:
-            continue  # a later driver has just tidied it away
-        except (ValueError, TypeError) as error:
-            log.warning("%s is no lease (%s): it counts as released", _file(folder, fence), error)
-            return fence, None
+    with reading(folder / FOLDER):
+        while fence := newest_fence(folder):
+            try:
+                return fence, Claim(**json.loads(_file(folder, fence).read_text()))
+            except FileNotFoundError:
+                continue  # a later driver has just tidied it away
+            except (ValueError, TypeError) as error:
+                log.warning("%s is no lease (%s): it counts as released", _file(folder, fence), error)
+                return fence, None
     return 0, None
 
 
@@ -230,11 +233,21 @@ def _file(folder: Path, fence: int) -> Path:
 
 
 def _fences(folder: Path) -> list[int]:
+    with reading(folder / FOLDER):
+        try:
+            names = [path.name for path in (folder / FOLDER).iterdir()]
+        except FileNotFoundError:
+            return []
+    return [int(name.partition(".")[0]) for name in names if CLAIM.fullmatch(name)]
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turn a folder that cannot be read into a StoreError that names it."""
     try:
-        names = [path.stem for path in (folder / FOLDER).iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [int(name) for name in names if name.isdigit()]
+        yield
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be read: {error.strerror or error}") from error
 
 
 def _held(claim: Claim, now: float) -> str:

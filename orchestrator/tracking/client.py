@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import http.client
 import logging
 import os
 import re
@@ -19,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.errors import StoreError
+from sweeps.errors import StoreError, unknown_name
 
 PROBE_SECONDS = 5.0
 PROBE_ALL_SECONDS = 8.0  # name look-up included
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+SCHEMES = ("sqlite", *DEFAULT_PORTS, "http", "https", "databricks", "databricks-uc")  # in which MLflow keeps runs
+BARE = ("databricks", "databricks-uc")  # whole URIs too
 # MLflow reads these at each request; its own defaults retry a dead server for minutes
 CALM = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -89,7 +92,7 @@ def connect(uri: str, experiment: str, *, home: Path, create: bool = True) -> Co
 
 def check(uri: str, *, create: bool = True) -> None:
     """Raise StoreError within ten seconds if the store cannot be used; of a file, makes it if it may."""
-    _check_scheme(uri)
+    check_form(uri)
     probe(uri)
     if uri.startswith("sqlite:"):
         _prepare_sqlite(uri, create=create)
@@ -122,7 +125,7 @@ def probe(uri: str) -> None:
         try:
             ask()
             answer.append(None)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             answer.append(error)
 
     thread = threading.Thread(target=attempt, name="powersweep-probe", daemon=True)  # a name look-up has no timeout
@@ -156,13 +159,33 @@ def _dial(parts: urllib.parse.SplitResult) -> None:
         socket.create_connection((str(parts.hostname), port), timeout=PROBE_SECONDS).close()
 
 
-def _check_scheme(uri: str) -> None:
-    scheme = urllib.parse.urlsplit(uri).scheme
+def check_form(uri: str) -> None:
+    """Raise StoreError for a URI that can be of no store that keeps runs; nothing is asked or opened."""
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise StoreError(f"tracking: {redact(uri)} is no URI: {redact(error)}") from error
+    scheme = uri if uri in BARE else parts.scheme.partition("+")[0]
     if scheme in ("", "file") or len(scheme) == 1:
         raise StoreError(
             f"tracking: MLflow keeps no runs in plain files any more, got {redact(uri)}; "
             f"use sqlite:///<path>/mlflow.db or a server"
         )
+    if scheme not in SCHEMES:
+        raise StoreError(str(unknown_name(f"tracking: {redact(uri)}", scheme, SCHEMES, "kind of store")))
+    if port == 0 or (scheme in ("http", "https") and not host):
+        raise StoreError(f"tracking: must be {scheme}://host:port, got {redact(uri)}")
+    if scheme == "sqlite":
+        _check_sqlite(uri, parts)
+
+
+def _check_sqlite(uri: str, parts: urllib.parse.SplitResult) -> None:
+    asked = urllib.parse.parse_qs(parts.query)
+    if {"ro", "memory"} & set(asked.get("mode", ())) or "immutable" in asked:
+        raise StoreError(f"tracking: must be a SQLite file that can be written, got {uri}")
+    if "://" not in uri or parts.netloc or parts.path in ("", "/") or parts.path.endswith(":memory:"):
+        raise StoreError(f"tracking: must be a file, sqlite:///<path>/mlflow.db, got {redact(uri)}")
 
 
 def _sqlite_path(uri: str) -> Path | None:

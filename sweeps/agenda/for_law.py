@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sweeps.agenda.choosers import Planner
-from sweeps.choose import Pool, Target, next_places, spread_out, trial_and_flops
+from sweeps.choose import Pool, Target, next_places, start_of, trial_and_flops
 from sweeps.laws.law import REACH
 from sweeps.plan import Bracket, brackets_of, group_label, trials_of
 from sweeps.spec import Range, Result, Sweep, Trial, content_key, six_digits
@@ -56,7 +56,7 @@ class LawPlanner(Planner):
         places_P4 = np.array([_place(lr, bracket) for lr in lrs for bracket in field])
         if asked == 0:
             rng = np.random.default_rng([search.seed, int(content_key([b.key for b in field]), 16) % 2**63])
-            chosen = spread_out(places_P4, min(START, search.trials), rng=rng)
+            chosen = start_of(places_P4, min(START, search.trials), rng=rng, law=search.from_law)
         else:
             surface = _surface(field, results, places_P4)
             if asked >= search.trials or self._is_known(surface, field):

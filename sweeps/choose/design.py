@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeps.laws.published import Question, published
+from sweeps.laws.published import PUBLISHED, Question, published
 
 Floats = NDArray[np.float64]
 
@@ -49,6 +49,12 @@ def start_of(places_P4: Floats, count: int, *, rng: np.random.Generator, law: st
     said = said_by(law, places_P4)[: max(1, count // 2)] if law is not None else []
     others = [i for i in spread_out(places_P4, count, rng=rng) if i not in said]
     return [*said, *others][:count]
+
+
+def starting_laws() -> tuple[str, ...]:
+    """Return the published laws that answer from tokens, parameters and a batch alone."""
+    known = {"tokens", "parameters", "batch_tokens", "compute_flops", "tokens_per_parameter"}
+    return tuple(name for name, law in PUBLISHED.items() if known.issuperset(law.lr.needs))
 
 
 def said_by(law: str, places_P4: Floats) -> list[int]:

@@ -15,6 +15,8 @@ from sweeps.curves import Curve
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+MOST_STEPS = 10_000_000  # of a recorded run: the LR of each is held in memory, 80 MB of them; a choice
+
 
 @dataclass(frozen=True, eq=False)
 class LrPath:

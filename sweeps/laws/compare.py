@@ -16,7 +16,7 @@ from sweeps.laws.law import Law
 from sweeps.laws.regression import clusters_of
 from sweeps.optima.noise import Minimum, minimum_of
 from sweeps.optima.records import CellOptimum
-from sweeps.optima.student import two_sided
+from sweeps.optima.student import is_confidence, two_sided
 from sweeps.spec import Json
 
 Floats = NDArray[np.float64]
@@ -104,7 +104,7 @@ def compare(a: Sequence[Tuned], b: Sequence[Tuned], *, confidence: float = 0.95)
         FitError: no cell matches with an optimum in both; or one alone does and nothing says its error, its
             `estimate` is then the difference.
     """
-    if not 0.0 < confidence < 1.0:
+    if not is_confidence(confidence):
         raise ConfigError(f"confidence: must be in (0, 1), got {confidence}")
     pairs, left_out = _matched(a, b)
     if not pairs:

@@ -13,20 +13,20 @@ from sweeps.errors import ConfigError, FitError, ReachError, unknown_name
 from sweeps.laws import lawfile
 from sweeps.laws.batches import best_batches
 from sweeps.laws.factors import HorizonFactor, PowerFactor
-from sweeps.laws.powerlaw import VARIABLES, PowerLaw, fit
-from sweeps.laws.records import Prediction, Verdict
+from sweeps.laws.powerlaw import VARIABLES, fit
+from sweeps.laws.records import CONVENTIONS as CONVENTIONS
+from sweeps.laws.records import FARTHEST, Prediction, Verdict, formula, size_text
+from sweeps.laws.records import SYMBOLS as SYMBOLS
 from sweeps.laws.regression import clusters_of
 from sweeps.optima.noise import minimum_of
 from sweeps.optima.pooled import pooled_noise, refine
 from sweeps.optima.records import CellOptimum
-from sweeps.optima.student import two_sided
+from sweeps.optima.student import is_confidence, two_sided
 from sweeps.spec import Json, LawSpec, content_key
 
-SYMBOLS = {"batch_tokens": "B", "tokens": "T", "parameters": "N"}
 REACH = {"batch_tokens": 2.0, "tokens": 4.0, "parameters": 2.0}  # how far beyond the box a law is asked; a choice
 REACH_WIDENING = 1.05  # of the interval at the end of the reach, growing in proportion from 1 at the box; assumed
 ABSENT_EXPONENT_SD = 0.5  # of an axis that never varied: published exponents lie in -0.77 .. 1 (docs/laws.md); assumed
-CONVENTIONS = ("batch fixed", "batch free")
 EDGE = 1e-9  # in logs: a point on the border is inside
 
 
@@ -99,20 +99,26 @@ class Law:
             ConfigError: a value that is no positive number, or N missing where the law needs it.
         """
         level = self.confidence if confidence is None else confidence
-        if not 0.0 < level < 1.0:
+        if not is_confidence(level):
             raise ConfigError(f"confidence: must be in (0, 1), got {level}")
         point = self._point({"batch_tokens": batch_tokens, "tokens": tokens, "parameters": parameters})
         outside = {name: self._outside(name, x) for name, x in point.items()}
         far = max(share for share, _ in outside.values())
         row = np.array([1.0, *(math.log(point[v]) for v in self.variables)])
         centre = float(row @ np.array([self.coefficients[n] for n in ("log_a", *self.variables)]))
-        variance = float(row @ np.array(self.covariance) @ row)
+        if not abs(centre) <= FARTHEST:
+            raise ConfigError(
+                f"coefficients: this law gives no LR that is above 0 and finite there (ln lr {centre:.4g})"
+            )
+        variance = max(float(row @ np.array(self.covariance) @ row), 0.0)  # rounding may leave it just below
         if far > 0.0:
             variance += (self.noise["misfit_sd"] or 0.0) ** 2
             variance += sum((ABSENT_EXPONENT_SD * d) ** 2 for n, (_, d) in outside.items() if n not in self.variables)
         half = two_sided(level, dof=self.dof) * math.sqrt(variance) * (1.0 + (REACH_WIDENING - 1.0) * min(far, 1e3))
         place = "box" if far == 0.0 else "reach" if far <= 1.0 else "beyond"
-        found = Prediction(math.exp(centre), math.exp(centre - half), math.exp(min(centre + half, 700.0)), place, level)
+        found = Prediction(
+            math.exp(centre), math.exp(centre - half), math.exp(min(centre + half, FARTHEST)), place, level
+        )
         if place == "beyond":
             raise ReachError(self._refusal(point, outside, found), estimate=found)
         return found
@@ -222,7 +228,7 @@ class Law:
         self, point: Mapping[str, float], outside: Mapping[str, tuple[float, float]], found: Prediction
     ) -> str:
         beyond = " and ".join(
-            f"{n} {point[n]:,.0f} is beyond the law's reach ({self.reach[n][0]:,.0f} to {self.reach[n][1]:,.0f})"
+            f"{n} {size_text(point[n])} is beyond the law's reach ({self.reach[n][0]:,.0f} to {self.reach[n][1]:,.0f})"
             for n, (share, _) in outside.items()
             if share > 1.0
         )
@@ -258,7 +264,7 @@ def fit_law(
     unit = str(recipe.get("unit", "token"))
     clusters = clusters_of([[r.key for r in c.results] for c in used])
     return Law(
-        form=_form(line),
+        form=formula(line.variables),
         convention=spec.convention,
         variables=line.variables,
         coefficients=dict(zip(("log_a", *line.variables), line.coefficients, strict=True)),
@@ -283,10 +289,6 @@ def fit_law(
 
 def _key(cell: Mapping[str, Json]) -> str:
     return str(cell["key"])
-
-
-def _form(line: PowerLaw) -> str:
-    return "lr* = a" + "".join(f" * {SYMBOLS[v]}^{'pqr'[VARIABLES.index(v)]}" for v in line.variables)
 
 
 def told(cell: CellOptimum, cluster: int) -> Mapping[str, Json]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.errors import ConfigError, StoreError
-from sweeps.laws.records import STATUSES
+from sweeps.laws import lawcheck
 from sweeps.spec import Json
 
 VERSION = 1  # of the format
-AXES = ("batch_tokens", "tokens", "parameters")
 _KINDS: dict[str, type] = {
     "form": str,
     "convention": str,
@@ -75,7 +73,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: must be a law.json, got no valid JSON ({error})") from error
     if not isinstance(content, dict) or "law" not in content:
         raise ConfigError(f"{path}: must be a law.json, an object with a field 'law'")
-    if content["law"] != VERSION:
+    if content["law"] != VERSION or isinstance(content["law"], bool):
         raise ConfigError(f"{path}: law: must be format {VERSION}, got {content['law']!r}")
     return _checked(content, str(path))
 
@@ -88,9 +86,9 @@ def _checked(content: dict[str, Json], where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: a law.json {' and '.join(said)}")
     for name, kind in _KINDS.items():
         value = content[name]
-        if not (_is_number(value) if kind is float else isinstance(value, kind)):
-            raise ConfigError(f"{where}: {name}: must be {_WORDS[kind]}, got {value!r}")
-    _check_numbers(content, where)
+        if not (lawcheck.is_number(value) if kind is float else isinstance(value, kind)):
+            raise ConfigError(f"{where}: {name}: must be {_WORDS[kind]}, got {lawcheck.shown(value)}")
+    lawcheck.check(content, where)
     names = ("log_a", *content["variables"])
     return {
         **{n: content[n] for n in _KINDS},
@@ -103,39 +101,3 @@ def _checked(content: dict[str, Json], where: str) -> dict[str, Any]:
         "cells": tuple(content["cells"]),
         "left_out": tuple(content["left_out"]),
     }
-
-
-def _check_numbers(content: dict[str, Json], where: str) -> None:
-    variables = content["variables"]
-    if not all(v in AXES for v in variables) or len(set(map(str, variables))) < len(variables):
-        raise ConfigError(f"{where}: variables: must be different names among {', '.join(AXES)}, got {variables!r}")
-    names = ["log_a", *variables]
-    coefficients, rows = content["coefficients"], content["covariance"]
-    if sorted(coefficients) != sorted(names) or not all(map(_is_number, coefficients.values())):
-        raise ConfigError(f"{where}: coefficients: must be numbers for {', '.join(names)}, got {coefficients!r}")
-    size = len(names)
-    if len(rows) != size or not all(isinstance(r, list) and len(r) == size and all(map(_is_number, r)) for r in rows):
-        raise ConfigError(f"{where}: covariance: must be {size} rows of {size} numbers, got {rows!r}")
-    if any(rows[i][i] < 0 for i in range(size)):
-        raise ConfigError(f"{where}: covariance: variances must not be negative, got {rows!r}")
-    for name in ("box", "reach"):
-        spans = content[name]
-        if sorted(spans) != sorted(AXES) or not all(map(_is_span, spans.values())):
-            raise ConfigError(f"{where}: {name}: must hold 0 < low <= high for {', '.join(AXES)}, got {spans!r}")
-    if content["status"] not in STATUSES:
-        raise ConfigError(f"{where}: status: must be one of {', '.join(STATUSES)}, got {content['status']!r}")
-    if content["dof"] <= 0 or not 0 < content["confidence"] < 1:
-        raise ConfigError(
-            f"{where}: dof must be positive and confidence in (0, 1), got {content['dof']}, {content['confidence']}"
-        )
-    misfit = content["noise"].get("misfit_sd")
-    if not _is_number(misfit) or misfit < 0:
-        raise ConfigError(f"{where}: noise.misfit_sd: must be a number of 0 or more, got {misfit!r}")
-
-
-def _is_number(value: Json) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_span(value: Json) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and 0 < value[0] <= value[1]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeps.optima.records import Optimum
 
 STATUSES = ("fitted", "validated", "rejected", "cannot tell")
+CONVENTIONS = ("batch fixed", "batch free")
+SYMBOLS = {"batch_tokens": "B", "tokens": "T", "parameters": "N"}
+EXPONENTS = {"batch_tokens": "p", "tokens": "q", "parameters": "r"}
+FARTHEST = 700.0  # of ln lr from 0: e^700 is a float, e^710 is none
+
+
+def formula(variables: Sequence[str]) -> str:
+    """Return the form of a law of these variables, as law.json has it: lr* = a * B^p * T^q."""
+    return "lr* = a" + "".join(f" * {SYMBOLS[v]}^{EXPONENTS[v]}" for v in variables)
+
+
+def size_text(value: float) -> str:
+    """Return a size in a few characters: in full, or as a power of ten where it is tiny or huge."""
+    return f"{value:,.0f}" if 1.0 <= value < 1e15 else f"{value:.4g}"
 
 
 @dataclass(frozen=True, slots=True)

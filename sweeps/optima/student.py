@@ -7,6 +7,14 @@ import math
 _TERMS = 300  # of the continued fraction; it converges in a few dozen at the dof of a sweep
 
 
+MOST_CONFIDENCE = 1.0 - 1e-12  # beyond it rounding eats the tail, and the interval has no ends
+
+
+def is_confidence(value: float) -> bool:
+    """Return whether an interval can have this confidence: above 0, below 1 by what a float can tell apart."""
+    return 0.0 < value <= MOST_CONFIDENCE
+
+
 def t_cdf(t: float, *, dof: float) -> float:
     """Return P(T <= t). DLMF 8.17: half a regularised incomplete beta function."""
     if math.isinf(t):

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from sweeps.errors import ConfigError
-from sweeps.forecast.records import Floats, LossCurve, LrPath
+from sweeps.errors import ConfigError, unknown_name
+from sweeps.forecast.records import MOST_STEPS, Floats, LossCurve, LrPath
 from sweeps.replay.schedules import disagreement, recorded_path
+from sweeps.replay.table import check_names
 
 COLUMNS = ("step", "lr", "loss")
 LR_DIGITS = 0.01  # share by which a recorded LR may differ from that of its schedule, for rounding; assumed
@@ -53,7 +54,8 @@ def read_curves(folder: Path, *, paths: Mapping[str, LrPath] | None, warmup_step
             path = recorded_path(columns["step"].astype(np.int64), columns["lr"], warmup_steps=warmup_steps)
             drawn[file.stem] = path.warmup_steps
         curves[file.stem] = _curve(file.stem, path, columns)
-    return Recorded(curves, _notes(drawn, given=warmup_steps is not None))
+    unknown = [str(unknown_name("schedules", name, curves, "curve")) for name in paths or {} if name not in curves]
+    return Recorded(curves, (*unknown, *_notes(drawn, given=warmup_steps is not None)))
 
 
 def _curve(name: str, path: LrPath, columns: Mapping[str, Floats]) -> LossCurve:
@@ -87,6 +89,7 @@ def _columns(file: Path) -> dict[str, Floats]:
         table = pacsv.read_csv(file) if file.suffix.lower() == ".csv" else pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{file.name}: cannot be read: {' '.join(str(error).split())}") from error
+    check_names(table, file.name)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise ConfigError(f"{file.name}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
@@ -110,6 +113,8 @@ def _checked(columns: dict[str, Floats], name: str) -> dict[str, Floats]:
         raise ConfigError(f"{name}: has no rows")
     if not (np.all(np.isfinite(step_P)) and np.all(step_P == np.round(step_P)) and np.all(np.diff(step_P) > 0)):
         raise ConfigError(f"{name}: column step must hold whole numbers, each once")
+    if step_P[-1] > MOST_STEPS:
+        raise ConfigError(f"{name}: column step must be at most {MOST_STEPS:,}, got {step_P[-1]:.4g}")
     for key in ("lr", "loss"):
         bad = ~(np.isfinite(kept[key]) & (kept[key] > 0))
         if bad.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -156,8 +157,11 @@ def _score(curve: LossCurve, law: FittedCurveLaw, *, trained: Sequence[LossCurve
 
 
 def _r2(true_P: Floats, found_P: Floats) -> float | None:
-    spread = float(np.sum((true_P - true_P.mean()) ** 2))
-    return 1 - float(np.sum((true_P - found_P) ** 2)) / spread if spread > 0 else None
+    """Return the share of the variance that is explained; None where nothing varies, or beyond what a float holds."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = float(np.sum((true_P - true_P.mean()) ** 2))
+        missed = float(np.sum((true_P - found_P) ** 2))
+    return 1 - missed / spread if 0 < spread < math.inf and missed < math.inf else None
 
 
 def _spearman(found: Sequence[float], true: Sequence[float]) -> float | None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +41,16 @@ JOINERS: Mapping[type[ast.boolop], Callable[[Booleans, Booleans], Booleans]] = {
     ast.And: operator.and_,
     ast.Or: operator.or_,
 }
+MOST_PARTS = 500  # of an expression, operators and names both: half of how deep Python calls itself; a choice
+SHOWN = 60  # characters of an expression in a message
 
 
-def values_of(text: str, columns: Mapping[str, Floats], *, where: str) -> Floats:
-    """Return the value of an expression in every row, shape [R]. Raises ConfigError, with the place at fault."""
-    reader = _Reader(text, columns, where)
+def values_of(text: str, columns: Mapping[str, Floats], *, where: str, without_numbers: Collection[str] = ()) -> Floats:
+    """Return the value of an expression in every row, shape [R]. Raises ConfigError, with the place at fault.
+
+    `without_numbers` names the table's other columns, for the message.
+    """
+    reader = _Reader(text, columns, where, without_numbers)
     with np.errstate(all="ignore"):
         found = reader.number(reader.tree)
     return np.broadcast_to(found, (_length(columns),)).astype(np.float64)
@@ -53,12 +59,28 @@ def values_of(text: str, columns: Mapping[str, Floats], *, where: str) -> Floats
 def rows_where(text: str, columns: Mapping[str, Floats], *, where: str) -> Booleans:
     """Return which rows a filter keeps, shape [R]. Raises ConfigError, with the place at fault."""
     reader = _Reader(text, columns, where)
-    return np.broadcast_to(reader.truth(reader.tree), (_length(columns),)).astype(np.bool_)
+    with np.errstate(all="ignore"):
+        found = reader.truth(reader.tree)
+    return np.broadcast_to(found, (_length(columns),)).astype(np.bool_)
 
 
 def pairs_of(text: str, *, where: str) -> dict[str, str]:
     """Return `name=expression,name=expression` as a mapping; commas in brackets or quotes do not part."""
-    parts, depth, quote, start = [], 0, "", 0
+    pairs: dict[str, str] = {}
+    for part in _parted(text, where):
+        name, equals, expression = part.partition("=")
+        if not equals or not name.strip() or not expression.strip():
+            raise ConfigError(f"{where}: must be name=expression, got {shown(part)}")
+        if name.strip() in pairs:
+            raise ConfigError(f"{where}: {name.strip()} is given twice")
+        pairs[name.strip()] = expression.strip()
+    return pairs
+
+
+def _parted(text: str, where: str) -> list[str]:
+    """Return what commas part, those in brackets or quotes apart. Raises ConfigError where one is left open."""
+    parts: list[str] = []
+    depth, quote, start = 0, "", 0
     for i, letter in enumerate(text):
         if quote:
             quote = "" if letter == quote else quote
@@ -66,19 +88,21 @@ def pairs_of(text: str, *, where: str) -> dict[str, str]:
             quote = letter
         elif letter in "()":
             depth += 1 if letter == "(" else -1
+            if depth < 0:
+                raise ConfigError(f"{where}: a ) closes no bracket, after {shown(text[start:i])}")
         elif letter == "," and depth == 0:
             parts.append(text[start:i])
             start = i + 1
+    if quote or depth:
+        raise ConfigError(f"{where}: a {quote or '('} is not closed in {shown(text[start:])}")
     parts.append(text[start:])
-    pairs: dict[str, str] = {}
-    for part in parts:
-        name, equals, expression = part.partition("=")
-        if not equals or not name.strip() or not expression.strip():
-            raise ConfigError(f"{where}: must be name=expression, got {part.strip()!r}")
-        if name.strip() in pairs:
-            raise ConfigError(f"{where}: {name.strip()} is given twice")
-        pairs[name.strip()] = expression.strip()
-    return pairs
+    return parts
+
+
+def shown(text: str) -> str:
+    """Return an expression in quotes for a message, cut where it is long."""
+    text = text.strip()
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 def _length(columns: Mapping[str, Floats]) -> int:
@@ -88,12 +112,18 @@ def _length(columns: Mapping[str, Floats]) -> int:
 class _Reader:
     """Walks the syntax tree of one expression."""
 
-    def __init__(self, text: str, columns: Mapping[str, Floats], where: str) -> None:
-        self._text, self._columns, self._where = text, columns, where
+    def __init__(
+        self, text: str, columns: Mapping[str, Floats], where: str, without_numbers: Collection[str] = ()
+    ) -> None:
+        self._source, self._text, self._columns, self._where = text.strip(), shown(text), columns, where
+        self._without_numbers = without_numbers
         try:
-            self.tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError, RecursionError):
-            raise ConfigError(f"{where}: {text!r} is no expression") from None
+            self.tree = ast.parse(self._source, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of brackets in brackets
+            raise ConfigError(f"{where}: {self._text} is no expression") from None
+        parts = sum(isinstance(node, ast.expr) for node in ast.walk(self.tree))
+        if parts > MOST_PARTS:
+            raise ConfigError(f"{where}: must have at most {MOST_PARTS:,} parts, got {parts:,} in {self._text}")
 
     def number(self, node: ast.expr) -> Floats:
         """Return the value of a numeric node, shape [R] or []."""
@@ -118,23 +148,32 @@ class _Reader:
             sides: Sequence[Floats] = [self.number(side) for side in (node.left, *node.comparators)]
             found = [COMPARISONS[type(op)](sides[i], sides[i + 1]) for i, op in enumerate(node.ops)]
             return np.asarray(np.logical_and.reduce(found))
-        raise ConfigError(f"{self._where}: must be a comparison such as tokens<=2e10, got {self._text!r}")
+        raise ConfigError(f"{self._where}: must be a comparison such as tokens<=2e10, got {self._text}")
 
     def _leaf(self, node: ast.expr) -> Floats:
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+            if not abs(node.value) <= sys.float_info.max:
+                raise ConfigError(f"{self._where}: a number is beyond what a float holds in {self._text}")
             return np.asarray(float(node.value))
         name = node.id if isinstance(node, ast.Name) else node.value if isinstance(node, ast.Constant) else None
         if not isinstance(name, str):
             raise ConfigError(
-                f"{self._where}: {ast.unparse(node)!r} is not understood in {self._text!r}; "
+                f"{self._where}: {self._part(node)} is not understood in {self._text}; "
                 f"columns, numbers, + - * / ** ( ) and {', '.join(FUNCTIONS)} are"
             )
+        if name in self._without_numbers:
+            raise ConfigError(f"{self._where}: column {name!r} holds no numbers")
         if name not in self._columns:
             raise unknown_name(self._where, name, self._columns, "column")
         return self._columns[name]
 
+    def _part(self, node: ast.expr) -> str:
+        return shown(ast.get_source_segment(self._source, node) or "")
+
     def _is_function(self, node: ast.Call) -> bool:
         assert isinstance(node.func, ast.Name)
-        if node.func.id not in FUNCTIONS or len(node.args) != 1 or node.keywords:
-            raise unknown_name(self._where, node.func.id, FUNCTIONS, "function of one value")
+        if node.func.id not in FUNCTIONS:
+            raise unknown_name(self._where, node.func.id, FUNCTIONS, "function")
+        if len(node.args) != 1 or node.keywords:
+            raise ConfigError(f"{self._where}: {node.func.id}() takes one value, got {self._part(node)}")
         return True

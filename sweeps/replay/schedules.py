@@ -12,13 +12,13 @@ A file of schedules (YAML; a step is that of the curve's own `step` column):
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 
 import numpy as np
 
 from sweeps.errors import ConfigError, unknown_name
-from sweeps.forecast.records import Floats, Ints, LrPath
+from sweeps.forecast.records import MOST_STEPS, Floats, Ints, LrPath
 from sweeps.schedules.base import COOLDOWNS, descend
 from sweeps.spec import Json
 
@@ -128,10 +128,12 @@ def _mapping(node: Json, where: str, known: set[str]) -> Mapping[str, Json]:
 def _count(value: Json, where: str, *, above: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value <= above:
         raise ConfigError(f"{where}: must be a whole number above {above}, got {value!r}")
+    if value > MOST_STEPS:
+        raise ConfigError(f"{where}: must be at most {MOST_STEPS:,} steps, got {value:.4g}")
     return value
 
 
 def _positive(value: Json, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise ConfigError(f"{where}: must be above 0 and finite, got {value!r}")
     return float(value)

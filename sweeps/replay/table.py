@@ -92,10 +92,14 @@ def read_table(path: Path, columns: str) -> Table:
             raise ConfigError(
                 f"columns: {name} is missing; needed are {', '.join(n for n in known if n not in OPTIONAL)}"
             )
-    found = numbers_of(read_columns(path))
+    table = read_columns(path)
+    found = numbers_of(table)
     if not found:
         raise ConfigError(f"{path}: has no column of numbers")
-    made = {name: values_of(text, found, where=f"columns.{name}") for name, text in wanted.items()}
+    others = set(table.column_names) - set(found)
+    made = {
+        name: values_of(text, found, where=f"columns.{name}", without_numbers=others) for name, text in wanted.items()
+    }
     made.setdefault("parameters", np.ones(len(made["lr"])))
     for name, column in made.items():
         bad = np.flatnonzero(~(np.isfinite(column) & (column > 0.0)))
@@ -107,15 +111,27 @@ def read_table(path: Path, columns: str) -> Table:
 
 
 def read_columns(path: Path) -> pa.Table:
-    """Return the columns of a CSV or Parquet file. Raises ConfigError if it cannot be read."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
+    """Return the columns of a CSV or Parquet file. Raises ConfigError if it cannot be read or holds no rows."""
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            return pa.parquet.read_table(path)
-        return pa.csv.read_csv(path)
+        if not path.is_file():
+            raise ConfigError(
+                f"{path}: {'is a folder, not a CSV or Parquet file' if path.is_dir() else 'no such file'}"
+            )
+        read = pa.parquet.read_table if path.suffix.lower() in (".parquet", ".pq") else pa.csv.read_csv
+        table = read(path)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    if table.num_rows == 0:
+        raise ConfigError(f"{path}: has no rows")
+    check_names(table, str(path))
+    return table
+
+
+def check_names(table: pa.Table, where: str) -> None:
+    """Raise ConfigError where two columns have one name."""
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{where}: has two columns named {twice[0]!r}")
 
 
 def numbers_of(table: pa.Table) -> dict[str, Floats]:

@@ -64,6 +64,7 @@ class Search:
         trials: LRs asked per cell (not for grid); of "law", trials of one law in all.
         wave: LRs asked at once per cell (not for grid); of "law", trials at once in all.
         until: of "law": it ends once lr* at the target is known within this factor either way.
+        from_law: of "law": a published law whose answers are among the first trials.
         seed: of the sampler.
     """
 
@@ -73,6 +74,7 @@ class Search:
     wave: int = 4
     seed: int = 0
     until: float | None = None
+    from_law: str | None = None
 
 
 JOINT = "joint"  # the estimator that fits all cells at once: the joint surrogate

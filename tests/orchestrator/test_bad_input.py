@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +56,18 @@ OVERRIDDEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "unknown optimizer": (["optimizer.name=adam"], ["optimizer.name", "did you mean 'adamw'?"]),
     "unknown schedule": (["schedule.name=cosin"], ["schedule.name", "did you mean 'cosine'?"]),
     "unknown search": (["search.name=tpp"], ["search.name", "did you mean 'tpe'?"]),
+    "unknown law to start from": (
+        ["search={name: law, from_law: steplaw}"],
+        ["search.from_law", "did you mean 'step-law'?"],
+    ),
+    "a law to start from that needs more": (
+        ["search={name: law, from_law: bjorck}"],
+        ["search.from_law", "It has: deepseek, openai, porian, step-law"],
+    ),
+    "a law to start a grid from": (
+        ["search={name: grid, from_law: step-law}"],
+        ["search.from_law", "no meaning for grid"],
+    ),
     "unknown stopper": (["stopping=[{name: diverge}]"], ["stopping[0].name", "did you mean 'diverged'?"]),
     "unknown corpus": ([*GPT, "workload.data.name=sotus"], ["workload.data.name", "did you mean 'sotu'?"]),
     "unknown images": ([*IMAGE, "workload.data.name=mnist"], ["workload.data.name", "did you mean 'mnist5k'?"]),
@@ -145,6 +158,54 @@ OVERRIDDEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "no validation seeds": (["validate={tokens: 512, batch_tokens: 8, seeds: 0}"], ["validate.seeds", "at least 1"]),
     "a name with a slash": (["name=a/b"], ["name", "letters, digits", "'a/b'"]),
     "an experiment with a space": (["tracking.experiment=a b"], ["tracking.experiment", "letters, digits", "'a b'"]),
+    # absurd numbers
+    "tokens beyond any run": (["axes.tokens=[1e300,2e300]"], ["axes.tokens", "at most 1e+15", "got 1"]),
+    "steps beyond any run": (["axes.tokens=null", "axes.steps=[1e15,2e15]"], ["axes.steps", "at most 1e+15"]),
+    "a target beyond any run": (["validate={tokens: 1e30, batch_tokens: 8}"], ["validate.tokens", "at most 1e+15"]),
+    "a factor of 1e300": (["validate={tokens: 512, batch_tokens: 8, factor: 1e300}"], ["validate.factor", "1,000"]),
+    "1e30 validation seeds": (["validate={tokens: 512, batch_tokens: 8, seeds: 1e30}"], ["validate.seeds", "1,000"]),
+    "too many seeds": ([f"axes.seed={list(range(1500))}"], ["axes.seed", "at most 1,000 values, got 1,500"]),
+    "too many trials": (
+        [f"axes.seed={list(range(500))}", "axes.lr={log: [0.1, 1], points: 1000}"],
+        ["axes: must make at most 100,000 trials", "got 2,000,000"],
+    ),
+    "too many trials of a search": (
+        ["search={name: gp, trials: 1e9}", "axes.lr={log: [0.1, 1]}"],
+        ["search.trials", "at most 100,000 trials", "got 4,000,000,000"],
+    ),
+    "too many trials for a law": (["search={name: law, trials: 1e9}"], ["search.trials", "at most 100,000 trials"]),
+    "a range that collapses": (
+        ["axes.lr={log: [1, 1.0000000000000002], points: 50}"],
+        ["axes.lr", "1.0 is there twice"],
+    ),
+    "a further range that collapses": (["axes.noise={linear: [1, 1.0000001], points: 9}"], ["axes.workload.noise"]),
+    "dimensions beyond memory": (["workload.dimensions=1e12"], ["workload.dimensions", "at most 1,000,000"]),
+    "an image network beyond memory": ([*IMAGE, "workload.width=1e9"], ["workload.width", "at most 65,536"]),
+    "a language model beyond memory": ([*GPT, "workload.depth=1e9"], ["workload.depth", "at most 1,000"]),
+    "a billionth of a cpu": (["resources.cpus=1e-9"], ["resources.cpus", "at least 0.01", "1e-09"]),
+    "a billionth of a gpu": (["resources.gpus=1e-9"], ["resources.gpus", "at least 0.01", "1e-09"]),
+    # names and places
+    "optimizers as an axis": (["axes.optimizer.name=[sgd,adamw]"], ["axes.optimizer.name", "one sweep of each"]),
+    "workloads as an axis": (["axes.workload.name=[quadratic,gpt]"], ["axes.workload.name", "one sweep of each"]),
+    "bytes that are no text": (["name=\udcff"], ["override 'name=\\udcff'", "UTF-8"]),
+    "nested without end": ([f"axes.lr={'[' * 300}{']' * 300}"], ["at most 50 deep"]),
+    "a reference that does not end": (["name=${"], ["override 'name=${'", "not YAML", "at input '${'"]),
+    "a list of great length": ([f"axes.lr={list(range(1, 9999))},"], ["override 'axes.lr=[1, 2", " ... ", "not YAML"]),
+    "a corpus of a long name": ([*GPT, f"workload.data={{name: tokens, path: {'a' * 300}}}"], ["workload", "aaaa"]),
+    "a script of a long name": (
+        [f"workload={{name: script, parameters: 1, path: {'a' * 300}}}"],
+        ["workload.path", "no such file", "aaaa"],
+    ),
+    "a script's module that fails": (
+        ["workload={name: script, parameters: 1, target: 'bad_import.x:f'}"],
+        ["workload.target", "ZeroDivisionError"],
+    ),
+    # clusters
+    "an address of words": (["resources.address='nonsense address'"], ["resources.address", "host:port", "nonsense"]),
+    "an address without a port": (["resources.address=localhost"], ["resources.address", "host:port", "'localhost'"]),
+    "an address with a bad port": (["resources.address='h:99999'"], ["resources.address", "host:port", "'h:99999'"]),
+    "an address nobody answers at": (["resources.address='127.0.0.1:9'"], ["resources.address", "127.0.0.1:9"]),
+    "more cpus than there are": (["resources.cpus=1000"], ["resources.cpus: a row takes 1000, this machine has"]),
     # parts that do not go together
     "warm-up longer than the run": (["schedule.warmup_tokens=1000"], ["schedule.warmup_tokens", "128", "1000"]),
     "warm-up into the cooldown": (
@@ -214,6 +275,39 @@ OVERRIDDEN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
     "a class with a value for a method": (["workload.name=bad_classes:Odd"], ["not methods: facts"]),
     "facts that fail": (["workload.name=bad_classes:Fails"], ["workload: facts() of", "KeyError"]),
+    "a module that leaves": (["workload.name=bad_exit:Mine"], ["workload.name", "bad_exit:Mine", "SystemExit: bye"]),
+    "facts that leave": (["workload.name=bad_classes:Leaves"], ["workload: facts() of", "SystemExit: bye"]),
+    "a constructor that fails": (
+        ["workload.name=bad_classes:Raises"],
+        ["workload: making bad_classes:Raises failed: KeyError"],
+    ),
+    "a version of words": (["workload.name=bad_classes:Versioned"], ["workload.name", "version of", "'one'"]),
+    "OUTSIDE that is no list": (["workload.name=bad_classes:Outside"], ["workload.name", "OUTSIDE of", "5"]),
+    "OUTSIDE of no field": (["workload.name=bad_classes:Misspelt"], ["OUTSIDE of", "did you mean 'noise'?"]),
+    "TABLES of no field": (["workload.name=bad_classes:Tables"], ["TABLES of", "no field 'zzz'"]),
+    "TABLES that are none": (["workload.name=bad_classes:NoTables"], ["TABLES of", "a mapping", "null"]),
+    "a default of bytes": (["workload.name=bad_classes:Bytes"], ["bad_classes:Bytes: field x", "plain JSON"]),
+    "a default of NaN": (["workload.name=bad_classes:NaN"], ["bad_classes:NaN: field x", "plain JSON", "NaN"]),
+    "examples of no tokens": (
+        ["workload={name: 'bad_classes:Told', fact: tokens_per_example, value: 0}"],
+        ["workload: tokens_per_example in facts() of bad_classes:Told", "at least 1, got 0"],
+    ),
+    "examples of half a token": (
+        ["workload={name: 'bad_classes:Told', fact: tokens_per_example, value: 2.5}"],
+        ["tokens_per_example in facts()", "an integer, got 2.5"],
+    ),
+    "no parameters told": (
+        ["workload={name: 'bad_classes:Told', fact: parameters}"],
+        ["workload: parameters in facts()", "an integer, got null"],
+    ),
+    "parameters below none": (
+        ["workload={name: 'bad_classes:Told', fact: non_embedding_parameters, value: -1}"],
+        ["non_embedding_parameters in facts()", "at least 0, got -1"],
+    ),
+    "FLOPs as text": (
+        ["workload={name: 'bad_classes:Told', fact: flops_per_token, value: many}"],
+        ["flops_per_token in facts()", "a number, got 'many'"],
+    ),
     "facts that are none": (["workload.name=bad_classes:Empty"], ["workload: facts() of", "Facts", "NoneType"]),
 }
 
@@ -232,12 +326,19 @@ WRITTEN: dict[str, tuple[str, Sequence[str]]] = {
     "an include of nothing": ("include: nothing.yaml\n", ["include: no file", "nothing.yaml"]),
     "an include in a circle": ("include: circle.yaml\n", ["sweep.yaml -> circle.yaml -> sweep.yaml"]),
     "an include of a number": ("include: 3\n", ["include", "a file or a list of files", "3"]),
+    "a number alone": ("3\n", ["sweep.yaml: must be a mapping of sections, got '3'"]),
+    "nesting without end": (f"axes: {'[' * 300}{']' * 300}\n", ["sweep.yaml", "at most 50 deep"]),
+    "a deep nesting": (f"axes: {'[' * 60}{']' * 60}\n", ["sweep.yaml", "at most 50 deep"]),
+    "half a character": ('name: "\\ud800"\n', ["sweep.yaml", "line 1", "not YAML"]),
+    "an include of a long name": (f"include: {'a' * 300}\n", ["include: no file", "aaaa", "included by sweep.yaml"]),
     "a missing section": (GOOD.replace("schedule: {name: constant}", ""), ["schedule: is required"]),
     "a broken reference": (GOOD.replace("tiny", "${tiny"), ["sweep.yaml: not a sweep"]),
 }
 
 USER_CODE = """
+import dataclasses
 from dataclasses import dataclass
+from workloads.base import DataError
 from workloads.quadratic import Quadratic
 
 class Plain:
@@ -265,6 +366,61 @@ class Fails(Quadratic):
 class Empty(Quadratic):
     def facts(self):
         return None
+
+@dataclass(frozen=True)
+class Told(Quadratic):
+    fact: str = "parameters"
+    value: object = None
+    def facts(self):
+        return dataclasses.replace(Quadratic().facts(), **{self.fact: self.value})
+
+@dataclass(frozen=True)
+class Leaves(Quadratic):
+    def facts(self):
+        raise SystemExit("bye")
+
+@dataclass(frozen=True)
+class Raises(Quadratic):
+    def __post_init__(self):
+        {}["missing"]
+
+@dataclass(frozen=True)
+class Versioned(Quadratic):
+    version = "one"
+
+@dataclass(frozen=True)
+class Outside(Quadratic):
+    OUTSIDE = 5
+
+@dataclass(frozen=True)
+class Misspelt(Quadratic):
+    OUTSIDE = ("noize",)
+
+@dataclass(frozen=True)
+class Tables(Quadratic):
+    TABLES = {"zzz": {}}
+
+@dataclass(frozen=True)
+class NoTables(Quadratic):
+    TABLES = None
+
+@dataclass(frozen=True)
+class Bytes(Quadratic):
+    x: bytes = b"a"
+
+@dataclass(frozen=True)
+class NaN(Quadratic):
+    x: float = float("nan")
+
+@dataclass(frozen=True)
+class Unbuilt(Quadratic):
+    def init_model_fn(self, rng):
+        raise RuntimeError("no model\\nfor you")
+
+@dataclass(frozen=True)
+class Unread(Quadratic):
+    def build_input_queue(self, *args, **more):
+        raise DataError("noise: its file is gone")
 """
 
 
@@ -279,6 +435,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "file.txt").write_text("text")
     (tmp_path / "bad_classes.py").write_text(USER_CODE)
     (tmp_path / "bad_import.py").write_text("1 / 0\n")
+    (tmp_path / "bad_exit.py").write_text("raise SystemExit('bye')\n")
     (tmp_path / "bad_needs.py").write_text("import no_such_dependency\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -321,6 +478,8 @@ def test_a_bad_file_is_refused_in_one_line(case: str, place: Path) -> None:
     [
         ("quadratik", ["sweep: no file or sweep 'quadratik'", "did you mean 'quadratic'?"]),
         ("nowhere.yaml", ["sweep: no file nowhere.yaml"]),
+        ("a" * 300, ["sweep: no file or sweep 'aaaa", "It has: "]),
+        ("a\udcff.yaml", ["sweep: no file a?.yaml"]),
         ("conf/nowhere", ["sweep: no file conf/nowhere"]),
         ("binary.yaml", ["binary.yaml", "not UTF-8"]),
     ],
@@ -333,6 +492,73 @@ def test_a_sweep_that_cannot_be_read_is_refused(name: str, fragments: Sequence[s
 @pytest.mark.parametrize("command", ["plan", "status", "stop", "fit", "report", "export", "gc"])
 def test_every_command_refuses_a_bad_sweep_alike(command: str, place: Path) -> None:
     refused([command, "sweep.yaml", "workload.name=gtp"], ["workload.name", "did you mean 'gpt'?"], place / "home")
+
+
+HOMES = ["file.txt", "file.txt/home", "/dev/full", "~nobody99/home", "a" * 300]
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "stop", "fit", "report", "export", "gc"])
+@pytest.mark.parametrize("home", HOMES)
+def test_every_command_refuses_a_home_that_is_no_folder(
+    home: str, command: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERSWEEP_HOME", home)
+    refused([command, "sweep.yaml"], [home[:40]], place / "home")
+    assert (place / "file.txt").read_text() == "text"
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "fit", "report", "export", "gc"])
+def test_every_command_refuses_a_sweep_whose_trials_are_a_file(command: str, place: Path) -> None:
+    (place / "home" / "sweeps" / "tiny").mkdir(parents=True)
+    trials = place / "home" / "sweeps" / "tiny" / "trials"
+    trials.write_text("text")
+    result = CliRunner().invoke(main, [command, "sweep.yaml"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"powersweep: {trials}: cannot be read: Not a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "fragments"),
+    [("Unbuilt", ["plan: training bad_classes:Unbuilt", "RuntimeError: no model for you"]), ("Unread", ["is gone"])],
+)
+def test_a_class_that_cannot_be_timed_is_refused(name: str, fragments: Sequence[str], place: Path) -> None:
+    refused(["plan", "sweep.yaml", f"workload.name=bad_classes:{name}"], fragments, place / "home")
+
+
+def test_auto_without_a_cluster_is_refused_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    refused(["run", "sweep.yaml", "resources.address=auto"], ["no Ray cluster answers at 127.0.0.1:9"], place / "home")
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense address")
+    refused(["run", "sweep.yaml", "resources.address=auto"], ["RAY_ADDRESS", "host:port"], place / "home")
+
+
+def test_a_training_function_in_the_working_folder_is_found(place: Path) -> None:
+    (place / "my_own_training.py").write_text("def train(trial, report, folder): ...\n")
+    workload = "workload={name: script, parameters: 1, target: 'my_own_training:train'}"
+    result = CliRunner().invoke(main, ["plan", "sweep.yaml", "--no-time", workload])
+    assert result.exit_code == 0, result.output
+    assert str(place) not in sys.path
+    refused(["plan", "sweep.yaml", workload.replace(":train'", ":tran'")], ["It has: train"], place / "home")
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ("no model", "RuntimeError: no model"),
+        ("no model\nfor you\n", "RuntimeError: no model ... for you"),
+        ('no model\n  File "x", line 3 is missing\n', 'RuntimeError: no model ... File "x", line 3 is missing'),
+        ("", "RuntimeError"),
+    ],
+)
+def test_a_crash_is_told_by_its_exception_with_the_first_line_and_the_last(message: str, why: str) -> None:
+    from orchestrator.rows import _why
+
+    try:
+        raise RuntimeError(message)
+    except RuntimeError:
+        text = traceback.format_exc()
+    assert _why(f"Failure # 1\n{text.replace('no model', 'another')}Failure # 2\n{text}") == why
+    assert _why("") == "its process ended unexpectedly"
 
 
 def test_the_good_sweep_is_good(place: Path) -> None:
@@ -354,7 +580,7 @@ def test_a_bad_sweep_is_refused_before_ray_is_there(place: Path) -> None:
     watch = "import atexit; atexit.register(lambda: print(sorted({'ray', 'mlflow', 'optuna'} & set(sys.modules))))"
     done = run_for_real(place, "run", "sweep.yaml", "workload.dimensions=0", code=watch)
     assert (done.returncode, done.stdout) == (2, "[]\n")
-    assert done.stderr == "powersweep: workload.dimensions: must be at least 1, got 0\n"
+    assert done.stderr == "powersweep: workload.dimensions: must be at least 1 and at most 1,000,000, got 0\n"
     assert not (place / "home").exists()
 
 

@@ -100,10 +100,13 @@ def test_a_verdict_stays_in_the_file_of_the_same_law(fitted: Any) -> None:
     ("arguments", "said"),
     [
         (["law.json"], "powersweep validate SWEEP --law law.json"),
-        (["tiny.yaml", "--tokens", "0"], "--tokens: must be above 0 and finite, got 0"),
-        (["tiny.yaml", "--tokens", "inf"], "--tokens: must be above 0 and finite, got inf"),
+        (["tiny.yaml", "--tokens", "0"], "--tokens: must be at least 1 and finite, got 0"),
+        (["tiny.yaml", "--tokens", "inf"], "--tokens: must be at least 1 and finite, got inf"),
+        (["tiny.yaml", "--tokens", "0.3"], "--tokens: must be at least 1 and finite, got 0.3"),
+        (["tiny.yaml", "--tokens", "64", "--batch-tokens", "128"], "--batch-tokens: must be at most --tokens (64)"),
+        (["tiny.yaml", "--seeds", "1000000000"], "--seeds: must be at most 1,000"),
         (["tiny.yaml", "--law", "none.json"], "no law can be read"),
-        (["tiny.yaml", "--seeds", "0"], "--seeds: must be above 0"),
+        (["tiny.yaml", "--seeds", "0"], "--seeds: must be at least 1"),
     ],
 )
 def test_a_gate_asked_wrongly_says_so_in_one_line(lab: Any, arguments: list[str], said: str) -> None:
@@ -119,12 +122,20 @@ def test_a_sweep_without_a_law_has_nothing_to_check(lab: Any) -> None:
     assert "there is no law to check" in done.output
 
 
-def test_a_target_beyond_the_reach_cannot_tell_and_runs_nothing(fitted: Any) -> None:
-    done = command(fitted, "validate", "tiny.yaml", "--tokens", "1e6", "--json")
-    assert done.exit_code == 1, done.output
-    told = json.loads(done.stdout)["laws"][""]
-    assert told["status"] == "cannot tell"
-    assert "beyond the law's reach" in told["reason"]
+@pytest.mark.parametrize("law", [(), ("--law", "checked.json")])
+def test_a_target_beyond_the_reach_is_refused_and_a_law_keeps_its_mark(fitted: Any, law: tuple[str, ...]) -> None:
+    assert command(fitted, "report", "tiny.yaml").exit_code == 0
+    content = json.loads((fitted.store().folder / "law.json").read_text())
+    marked = json.dumps(content | {"status": "validated", "validation": {"status": "validated"}})
+    (fitted.folder / "checked.json").write_text(marked)
+    before = sorted(fitted.home.rglob("*"))
+    done = command(fitted, "validate", "tiny.yaml", *law, "--tokens", "1e6")
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert "tokens 1,000,000 is beyond the law's reach" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (fitted.folder / "checked.json").read_text() == marked
+    assert sorted(fitted.home.rglob("*")) == before
 
 
 def test_a_sweep_compared_with_itself_cannot_tell(fitted: Any) -> None:

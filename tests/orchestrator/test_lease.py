@@ -97,6 +97,25 @@ def test_a_killed_driver_is_succeeded_at_once(tmp_path: Path) -> None:
     lease.release()
 
 
+@pytest.mark.parametrize("name", ["1.json", "7", "000009", "000009.txt", "²³.json", "0000009.json", "9000001.json.old"])
+def test_a_file_that_is_no_claim_is_not_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / name).write_text("{}")
+    assert read_lease(tmp_path) is None
+    lease = acquire(tmp_path)
+    assert lease.fence == 1
+    lease.release()
+    claim = read_lease(tmp_path)
+    assert claim is not None
+    assert claim.fence == 1
+
+
+def test_a_claim_that_cannot_be_read_is_an_error_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "lease" / "000001.json").mkdir(parents=True)
+    with pytest.raises(StoreError, match=rf"{tmp_path}/lease: cannot be read: Is a directory"):
+        read_lease(tmp_path)
+
+
 def test_a_silent_driver_elsewhere_is_succeeded_only_after_its_time(tmp_path: Path) -> None:
     acquire(tmp_path).release()
     file = tmp_path / "lease" / "000001.json"

@@ -177,7 +177,9 @@ def test_a_store_that_cannot_be_written_is_an_error_with_its_path(tmp_path: Path
         lambda: trial.write_outcome({"outcome": "finished"}),
         lambda: trial.append_work(0, 1),
     ):
-        with pytest.raises(StoreError, match=rf"{place}/sweeps/exp.*: cannot be written: (Not a dir|No such file)"):
+        with pytest.raises(
+            StoreError, match=rf"{place}/sweeps/exp.*: cannot be (written|read): (Not a dir|No such file)"
+        ):
             write()
 
 

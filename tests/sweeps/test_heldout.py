@@ -29,7 +29,17 @@ def law(half: float = 0.15, seed_sd: float = 0.01) -> Law:
         units={},
         box=axes,
         reach=axes,
-        cells=tuple({"optimum": {"basin": [math.log(LEVEL), 0.0, 0.1 / LEVEL]}} for _ in range(9)),
+        cells=tuple(
+            {
+                "key": f"{i}",
+                "label": f"cell {i}",
+                "batch_tokens": 1024,
+                "tokens": 8_000_000,  # beyond the target: no slope of the loss is known
+                "parameters": 100_000,
+                "optimum": {"lr": LR, "loss": LEVEL, "basin": [math.log(LEVEL), 0.0, 0.1 / LEVEL]},
+            }
+            for i in range(9)
+        ),
         left_out=(),
         recipe={},
         status="fitted",

@@ -191,6 +191,27 @@ def test_one_line_says_exponents_with_their_uncertainty():
     assert "95 %" in line
 
 
+def test_a_law_of_models_of_no_known_size_is_read_back(tmp_path: Path):
+    law = law_of([dataclasses.replace(cell, parameters=0) for cell in drawn(scatter=0.05)])
+    assert law.box["parameters"] == law.reach["parameters"] == (0.0, 0.0)
+    law.save(tmp_path / "law.json")
+    assert Law.load(tmp_path / "law.json") == law
+    assert law.predict(batch_tokens=1024, tokens=262144).place == "box"
+
+
+def test_a_law_gives_no_lr_beyond_what_a_float_holds():
+    law = law_of()
+    steep = dataclasses.replace(law, coefficients={**law.coefficients, "log_a": 900.0})
+    with pytest.raises(ConfigError, match=r"^coefficients: .* above 0 and finite"):
+        steep.predict(batch_tokens=1024, tokens=262144)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 0.9999999999999999, math.nan])
+def test_a_confidence_is_one_that_an_interval_can_have(confidence):
+    with pytest.raises(ConfigError, match=r"^confidence: must be in \(0, 1\)"):
+        law_of().predict(batch_tokens=1024, tokens=262144, confidence=confidence)
+
+
 def test_a_law_is_read_back_equal(tmp_path: Path):
     law = law_of(drawn(scatter=0.1))
     law.save(tmp_path / "new" / "law.json")
@@ -221,13 +242,13 @@ def test_a_law_needs_numpy_alone_to_be_read(tmp_path: Path):
         (lambda d: d.update(extra=1), "no field extra"),
         (lambda d: d["coefficients"].update(tokens=None), "coefficients: must be numbers"),
         (lambda d: d["covariance"].pop(), "covariance: must be 3 rows"),
-        (lambda d: d["covariance"][1].__setitem__(1, -1.0), "variances must not be negative"),
-        (lambda d: d["box"].update(tokens=[2, 1]), "box: must hold"),
+        (lambda d: d["covariance"][1].__setitem__(1, -1.0), "variances must be from 0"),
+        (lambda d: d["box"].update(tokens=[2, 1]), "box.tokens: must be [low, high]"),
         (lambda d: d["reach"].pop("tokens"), "reach: must hold"),
         (lambda d: d.update(variables=["tokens", "width"]), "variables: must be"),
-        (lambda d: d.update(status="good"), "status: must be one of"),
+        (lambda d: d.update(status="good"), "status: no status 'good'"),
         (lambda d: d.update(dof="6"), "dof: must be a number"),
-        (lambda d: d.update(dof=0), "dof must be positive"),
+        (lambda d: d.update(dof=0), "dof: must be from 0.1"),
         (lambda d: d["noise"].clear(), "noise.misfit_sd"),
         (lambda d: d.update(cells={}), "cells: must be a list"),
     ],

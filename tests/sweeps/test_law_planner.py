@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sweeps.agenda import LOSS, Agenda, LawPlanner, Outcome, first_tokens, first_trials
 from sweeps.curves import Curve
+from sweeps.laws.published import Question, published
 from sweeps.spec import (
     JOINT,
     Axes,
@@ -169,3 +170,17 @@ def test_seeds_of_a_place_are_different_trials(schedule: str) -> None:
     assert len(agenda.trials) == len(set(agenda.trials))
     places = [(t.lr, t.batch_tokens, t.tokens) for t in agenda.trials.values()]
     assert max(places.count(p) for p in places) <= 2
+
+
+def test_a_search_may_start_from_a_published_law() -> None:
+    big = replace(SIZE, parameters=10**8)
+    made = sweep(
+        variants=(Variant(Part("w"), Part("sgd"), big),),
+        search=Search(name="law", trials=30, wave=4, from_law="step-law"),
+    )
+    first = Agenda(made, LawPlanner(made), {}).trials.values()
+    answers = [published("step-law").ask(Question(tokens=2.0**k, parameters=1e8)).lr for k in (14, 15, 16)]
+    longest = [t for t in first if t.tokens == 2**16]
+    assert any(abs(math.log(t.lr / answers[-1])) < 0.5 * math.log(2) for t in longest)
+    plain = {(t.lr, t.tokens, t.batch_tokens) for t in Agenda(sweep(), LawPlanner(sweep()), {}).trials.values()}
+    assert {(t.lr, t.tokens, t.batch_tokens) for t in first} != plain

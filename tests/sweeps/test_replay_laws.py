@@ -66,7 +66,7 @@ def test_a_filter_is_comparisons_joined() -> None:
         ("lr.__class__", "is not understood"),
         ("[x for x in (1,2)]", "is not understood"),
         ("lambda: 1", "is not understood"),
-        ("sqrt(lr)", "no function of one value 'sqrt'"),
+        ("sqrt(lr)", "no function 'sqrt'"),
         ("lr +", "is no expression"),
         ("lr if lr else bs", "is not understood"),
         ("bs[0]", "is not understood"),

@@ -196,6 +196,10 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "no Parquet": ("a.parquet", b"hello there", r"a\.parquet: must be a Parquet file"),
     "half a token": ("a.bin", b"abc", r"a\.bin: must be a whole number of uint16 tokens, got 3 bytes"),
     "no array": ("a.npy", b"abc", r"a\.npy: must be a NumPy array file"),
+    "nothing at all": ("a.npy", b"", r"a\.npy: must be a NumPy array file"),
+    "a broken zip": ("a.npy", b"PK\x03\x04 no zip", r"a\.npy: must be a NumPy array file"),
+    "nested too deep": ("a.jsonl", b"[" * 100_000, r"a\.jsonl: line 1 must be JSON, got '\[\[\["),
+    "thousands of digits": ("a.jsonl", b'{"text": ' + b"1" * 6000 + b"}", r"a\.jsonl: line 1 must be JSON, got "),
     "unknown kind": ("a.docx", b"abc", r"a\.docx: must be named \*\.txt, .*, got '\.docx'"),
 }
 
@@ -238,7 +242,8 @@ def test_sources_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path) -> N
         ([tmp_path / "missing.txt"], "bytes", r"missing\.txt: no such file or folder"),
         ([tmp_path / "none"], "bytes", "none: must hold files named"),
         ([], "bytes", "^sources: must name at least one"),
-        ([text], 100, "^tokenizer: a vocabulary must have at least 257 tokens, got 100"),
+        ([text], 100, "^tokenizer: a vocabulary must have at least 257 tokens and at most 1,000,000, got 100"),
+        ([text], 10**12, "^tokenizer: a vocabulary must have .* at most 1,000,000, got 1000000000000"),
         ([text], "gpt2", "^tokenizer: must be 'bytes', a vocabulary size, or the path .* no file gpt2"),
         ([text], tmp_path / "bad.json", "^tokenizer: .* is no tokenizer.json"),
     ]:
@@ -276,7 +281,8 @@ def test_a_damaged_corpus_is_refused(tmp_path: Path) -> None:
     [
         ({"documents": "page"}, "^documents: must be one of file, blank line, got 'page'"),
         ({"token_type": "int8"}, "^token_type: must be one of uint16, uint32, got 'int8'"),
-        ({"vocab_size": 0}, "^vocab_size: must be at least 1, got 0"),
+        ({"vocab_size": 0}, "^vocab_size: must be at least 1 and at most 2\\*\\*32, got 0"),
+        ({"vocab_size": 10**20}, "^vocab_size: .* at most 2"),
         ({"shard_tokens": 0}, "^shard_tokens: must be at least 1, got 0"),
     ],
 )

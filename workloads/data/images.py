@@ -17,6 +17,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from workloads.base import DataError
+from workloads.data import at_home
 from workloads.data.image_files import class_names, idx_file, read_idx_part, read_tree
 from workloads.data.image_set import ImageSet, Part, join_parts, split
 
@@ -115,7 +116,7 @@ class FashionMnist:
         """Return the set. Raises DataError."""
         tried = (self.folder,) if self.folder else FASHION_FOLDERS
         for name in tried:
-            folder = Path(name).expanduser()
+            folder = at_home(name, "folder")
             if _has_fashion(folder):
                 return join_parts(read_idx_part(folder, "train"), read_idx_part(folder, "t10k"), "folder")
         raise DataError(f"folder: no Fashion-MNIST in {' or '.join(tried)}: run `powersweep prepare fashion-mnist`")
@@ -162,7 +163,7 @@ class Folder:
 
 
 def _folder(name: str) -> Path:
-    folder = Path(name).expanduser()
+    folder = at_home(name, "folder")
     if not folder.is_dir():
         raise DataError(f"folder: no such folder: {folder}")
     return folder

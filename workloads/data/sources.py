@@ -22,6 +22,7 @@ ROWS = 1024  # of a Parquet file held at once
 LLMC_MAGIC = 20240520  # llm.c, dev/data/data_common.py: 256 int32 of header, then uint16
 DOCUMENTS = ("file", "blank line")
 TOKEN_TYPES = ("uint16", "uint32")
+TOKEN_RANGE = 1 << 32  # a token is at most a uint32
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class Layout:
             raise ValueError(f"documents: must be one of {', '.join(DOCUMENTS)}, got {self.documents!r}")
         if self.token_type not in TOKEN_TYPES:
             raise ValueError(f"token_type: must be one of {', '.join(TOKEN_TYPES)}, got {self.token_type!r}")
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise ValueError(f"vocab_size: must be at least 1, got {self.vocab_size}")
+        if self.vocab_size is not None and not 1 <= self.vocab_size <= TOKEN_RANGE:
+            raise ValueError(f"vocab_size: must be at least 1 and at most 2**32, got {self.vocab_size}")
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens: must be at least 1, got {self.shard_tokens}")
 
@@ -137,10 +138,12 @@ def _read_json_lines(path: Path, layout: Layout, column: str) -> Iterator[Piece]
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}: line {number} must be JSON, got {line.strip()[:40]!r} ({error.msg})"
-                ) from error
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # not only bad JSON: nested or numbers longer than Python reads
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise DataError(f"{path}: line {number} must be JSON, got {line.strip()[:40]!r} ({reason})") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}: line {number} must be a JSON object, got {line.strip()[:40]!r}")
             if column not in row:
@@ -198,7 +201,7 @@ def _read_bin(path: Path, layout: Layout, column: str) -> Iterator[Piece]:
 def _read_npy(path: Path, layout: Layout, column: str) -> Iterator[Piece]:
     del layout, column
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")  # no pickle, no zip
     except ValueError as error:
         raise DataError(f"{path}: must be a NumPy array file ({error})") from error
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -210,7 +213,7 @@ def _cut(tokens: Any, path: Path) -> Iterator[Piece]:
     for start in range(0, len(tokens), TOKEN_DOCUMENT):
         part = np.asarray(tokens[start : start + TOKEN_DOCUMENT])
         worst = int(part.min()) if part.min() < 0 else int(part.max())
-        if not 0 <= worst < 1 << 32:
+        if not 0 <= worst < TOKEN_RANGE:
             raise DataError(f"{path}: tokens must be from 0 to 2**32 - 1, got {worst}")
         yield Piece(part.astype(np.uint32), path)
 

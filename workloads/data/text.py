@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from workloads.base import DataError
+from workloads.data import at_home
 from workloads.data.order import permuted
 from workloads.data.shards import read_corpus
 from workloads.data.stream import Corpus, TokenStream, fingerprint_of
@@ -105,7 +106,7 @@ class Tokens:
 
     def load(self) -> Corpus:
         """Return the corpus; maps its files anew in each process. Raises DataError."""
-        return read_corpus(Path(self.path).expanduser())
+        return read_corpus(at_home(self.path, "data.path"))
 
 
 TEXTS: dict[str, type[Text]] = {"sotu": Sotu, "tokens": Tokens}

@@ -18,6 +18,7 @@ BYTE_DOCUMENT_END = 0  # NUL, which text does not use
 END_OF_TEXT = "<|endoftext|>"
 END_NAMES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 SMALLEST_BPE = 257  # every byte and the end of a document
+LARGEST_BPE = 1_000_000  # four times the largest in use; the trainer sets memory aside for all of it; a choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,11 @@ def _load(path: Path) -> Tokenizer:
 
 def _train(vocab_size: int, files: Sequence[Path], layout: Layout, column: str) -> Tokenizer:
     """Return a byte-level BPE tokenizer trained on the files (Sennrich et al. 2016, arXiv:1508.07909; as in GPT-2)."""
-    if vocab_size < SMALLEST_BPE:
-        raise DataError(f"tokenizer: a vocabulary must have at least {SMALLEST_BPE} tokens, got {vocab_size}")
+    if not SMALLEST_BPE <= vocab_size <= LARGEST_BPE:
+        raise DataError(
+            f"tokenizer: a vocabulary must have at least {SMALLEST_BPE} tokens and at most {LARGEST_BPE:,}, "
+            f"got {vocab_size}"
+        )
 
     def texts() -> Iterator[str]:
         for piece in read_pieces(files, layout, column):

@@ -20,6 +20,13 @@ from workloads.data.text import TEXTS, Sotu, Text
 from workloads.gpt.transformer import ACTIVATIONS, GATED, Transformer
 
 EVAL_TOKENS = 4096  # of one forward pass of validation: fixed, so that its bits do not depend on the training batch
+LARGEST = {  # what a model is built of and evaluated on; choices
+    "width": 1 << 16,
+    "depth": 1000,
+    "heads": 1 << 16,
+    "context": 1 << 24,
+    "validation_tokens": 10**12,
+}
 NORM_POSITIONS = ("pre", "post")
 RESIDUAL_INITS = ("scaled", "zero")
 
@@ -73,9 +80,9 @@ class Gpt:
     validation_target_value: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "context", "validation_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name, most in LARGEST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: must be at least 1 and at most {most:,}, got {getattr(self, name)}")
         for name in ("mlp_ratio", "init_scale", "rope_base", "validation_target_value"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -21,6 +21,7 @@ from workloads.image.queue import AUGMENTATIONS, ImageQueue, normalise
 
 MODELS = ("resnet", "vit")
 EVAL_BATCH_SIZE = 500
+LARGEST = {"width": 65_536, "depth": 1000, "heads": 65_536, "patch": 65_536}  # what a network is built of; choices
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Image:
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name}: must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
         for name in ("width", "depth", "heads", "patch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= LARGEST[name]:
+                raise ValueError(f"{name}: must be at least 1 and at most {LARGEST[name]:,}, got {getattr(self, name)}")
         if self.model == "vit" and self.width % self.heads:
             raise ValueError(f"heads: must divide width={self.width}, got {self.heads}")
         if not 0 <= self.label_smoothing < 1:

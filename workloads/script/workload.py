@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,17 +96,26 @@ class Script:
         from workloads.base import DataError
 
         if self.path is not None:
-            if not Path(self.path).is_file():
+            try:
+                found = Path(self.path).is_file()
+            except OSError:  # a name longer than the file system takes
+                found = False
+            if not found:
                 raise DataError(f"path: no such file: {self.path}")
             _names("path", Path(self.path))
             return
         module, _, function = str(self.target).partition(":")
+        here = str(Path.cwd())  # where its process looks first
+        sys.path.insert(0, here)
         try:
             spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError) as error:
-            raise DataError(f"target: cannot find the module {module!r}: {error}") from error
+        except (Exception, SystemExit) as error:  # the packages above it are imported: code of the user's
+            why = f"{type(error).__name__}: {error}"
+            raise DataError(f"target: cannot find the module {module!r}: {why}") from error
+        finally:
+            sys.path.remove(here)
         if spec is None:
-            raise DataError(f"target: no module {module!r} on the Python path")
+            raise DataError(f"target: no module {module!r} in {here} or on the Python path")
         if spec.origin is not None and spec.origin.endswith(".py"):
             names = _names("target", Path(spec.origin))
             if names is not None and function not in names:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.app import json_option, print_json, print_table
-from orchestrator.cli.replay.options import curve_options, paths_of
+from orchestrator.cli.replay.options import LAW, curve_options, paths_of
 
 if TYPE_CHECKING:
     from sweeps.replay.curves import CurvesReplay
@@ -22,7 +22,7 @@ class Asked:
     """The options of the command."""
 
     fit: tuple[str, ...]
-    law: str
+    law: str | None
     warmup: str | None
     prior: str | None
     schedules: Path | None
@@ -49,10 +49,11 @@ def curves(folder: Path, more: tuple[str, ...], **given: Any) -> None:
     from sweeps.replay.curve_files import read_curves
     from sweeps.replay.curves import replay_curves
 
-    form = curve_form(asked.law, warmup=asked.warmup, prior=asked.prior)
+    law = asked.law or LAW
+    form = curve_form(law, warmup=asked.warmup, prior=asked.prior)
     paths = paths_of(folder, asked.schedules)
     recorded = read_curves(folder, paths=paths, warmup_steps=asked.warmup_steps)
-    result = replay_curves(recorded.curves, [*asked.fit, *more], form=form, law_name=asked.law)
+    result = replay_curves(recorded.curves, [*asked.fit, *more], form=form, law_name=law)
     if asked.figure is not None:
         from sweeps.curves import replacing
         from sweeps.replay.curves_figure import draw_replay

@@ -44,11 +44,13 @@ def laws(table: Path, columns: str, as_json: bool, **asked: str | int | Path | N
     runs = read_table(table, columns)
     scores = _scores(runs, asked)
     if asked["figure"] is not None:
+        from sweeps.curves import replacing
         from sweeps.replay.laws_figure import draw_gaps
         from sweeps.report.look import png
 
         drawn = draw_gaps({scores[0].sampler or scores[0].law: scores})
-        Path(str(asked["figure"])).write_bytes(png(drawn))
+        with replacing(Path(str(asked["figure"]))) as temporary:
+            temporary.write_bytes(png(drawn))
     if as_json:
         print_json(to_json(scores))
         return

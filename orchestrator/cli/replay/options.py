@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,17 @@ if TYPE_CHECKING:
     from sweeps.forecast.records import LrPath
 
 SIDECAR = "schedules.yaml"
+LAW = "momentum"  # the curve law where none is named
 
 
 def curve_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Return a command with the options of a curve law and of the schedules of the curves."""
     options = (
-        click.option("--law", default="momentum", help="momentum, multi-power, fsl, no-annealing or linear-drop."),
+        click.option(
+            "--law",
+            default=None,
+            help="momentum, multi-power, fsl, no-annealing or linear-drop; by default momentum.",
+        ),
         click.option(
             "--warmup", default=None, help="What a warm-up counts as: area, constant or ramp; by default the law's."
         ),
@@ -53,5 +59,5 @@ def paths_of(folder: Path, schedules: Path | None) -> Mapping[str, LrPath] | Non
     from orchestrator.config.sources import read_source
     from sweeps.replay.schedules import scheduled_paths
 
-    tree = read_source(str(file.resolve()), (), cwd=Path.cwd(), environ={}).tree
+    tree = read_source(str(file.resolve()), (), cwd=Path.cwd(), environ=os.environ).resolved
     return scheduled_paths(tree, place=file.name)

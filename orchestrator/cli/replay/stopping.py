@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.app import json_option, print_json, print_table
-from orchestrator.cli.replay.options import curve_options, paths_of
+from orchestrator.cli.replay.options import LAW, curve_options, paths_of
 from sweeps.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Asked:
     rule: str
     settings: tuple[str, ...]
     fit: tuple[str, ...]
-    law: str
+    law: str | None
     warmup: str | None
     prior: str | None
     columns: str | None
@@ -99,6 +99,7 @@ def stopping(recorded: Path, more: tuple[str, ...], **given: Any) -> None:
 def _rule(asked: Asked) -> Stopper:
     """Return the stopper with its fields. Raises ConfigError."""
     from orchestrator.config.build import fill
+    from sweeps.replay.expressions import shown
     from sweeps.stopping import RULES
 
     if asked.rule not in RULES:
@@ -111,7 +112,7 @@ def _rule(asked: Asked) -> Stopper:
         except ValueError:
             equals = ""
         if not equals:
-            raise ConfigError(f"--with: must be FIELD=NUMBER, such as confidence=0.99, got {setting!r}")
+            raise ConfigError(f"--with: must be FIELD=NUMBER, such as confidence=0.99, got {shown(setting)}")
     found: Stopper = fill(RULES[asked.rule], fields, f"--rule {asked.rule}")
     return found
 
@@ -124,8 +125,13 @@ def _check(asked: Asked, fit: tuple[str, ...], *, is_folder: bool) -> None:
         raise ConfigError("--fit: needs a folder of curves with the LR of every step; a table has no such LRs")
     if asked.columns is not None and is_folder:
         raise ConfigError("--columns: is of a table; the files of a folder have the columns step, lr, loss")
-    if asked.schedules is not None and not is_folder:
-        raise ConfigError("--schedules: is of a folder of curves; a table has no schedules")
+    schedules = {"--schedules": asked.schedules is not None, "--warmup-steps": asked.warmup_steps is not None}
+    for name, given in schedules.items():
+        if given and not is_folder:
+            raise ConfigError(f"{name}: is of a folder of curves; a table has no schedules")
+    for name, value in {"--law": asked.law, "--warmup": asked.warmup, "--prior": asked.prior}.items():
+        if value is not None and not fit:
+            raise ConfigError(f"{name}: is of the curve law that --fit asks for on a folder of curves")
 
 
 def _from_table(table: Path, asked: Asked) -> Recorded:
@@ -153,7 +159,7 @@ def _from_folder(folder: Path, asked: Asked, fit: tuple[str, ...]) -> Recorded:
         from sweeps.forecast.fitting import fit_curves
         from sweeps.forecast.forms import curve_form
 
-        form = curve_form(asked.law, warmup=asked.warmup, prior=asked.prior)
+        form = curve_form(asked.law or LAW, warmup=asked.warmup, prior=asked.prior)
         law = fit_curves([read.curves[name] for name in fit], form)
     return Recorded(cells=cells_of_curves(read.curves), law=law, notes=read.notes)
 

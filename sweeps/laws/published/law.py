@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from sweeps.errors import ConfigError
+from sweeps.errors import ConfigError, FitError
 from sweeps.laws.published.terms import Anchor, Term
 
 NEAR = 1.1  # a value within this factor of a range is not outside it; a choice
@@ -24,6 +24,11 @@ _ASKED_AS = {
     "batch_sequences": "batch_tokens and sequence_tokens",
     "compute_flops": "parameters or compute_flops",
     "anchor": "an anchor: a best LR and its tokens (anchor_lr, anchor_tokens)",
+}
+_MADE_OF = {
+    "batch_sequences": ("batch_tokens", "sequence_tokens"),
+    "compute_flops": ("compute_flops", "parameters", "tokens"),
+    "tokens_per_parameter": ("parameters", "tokens"),
 }
 
 
@@ -92,12 +97,21 @@ class PublishedLaw:
     batch: Term | None = None
     fitted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The fields of a Question that its answer, or a warning of it, can depend on."""
+        terms = (self.lr,) if self.batch is None else (self.lr, self.batch)
+        axes = {"tokens", *self.fitted, *(axis for term in terms for axis in (*term.needs, *term.optional))}
+        if self.batch is not None:
+            axes.add("batch_tokens")  # compared with its own
+        return frozenset(name for axis in axes for name in _MADE_OF.get(axis, (axis,)))
+
     def ask(self, question: Question) -> Answer:
         """Return the LR, and the batch where the law has one.
 
         Raises:
             ConfigError: what the law needs is not in the question, or is no positive number.
-            FitError: its formula has no positive value there.
+            FitError: its formula has no value there that is above 0 and finite.
         """
         point = question.point()
         known = {*point, "anchor"} if question.anchor is not None else set(point)
@@ -110,6 +124,9 @@ class PublishedLaw:
                 raise ConfigError(f"anchor {axis}: must be above 0 and finite, got {value:g}")
         lr = self.lr.value(point, question.anchor)
         batch = None if self.batch is None else self.batch.value(point, question.anchor)
+        for axis, value in (("LR", lr), ("batch", 1.0 if batch is None else batch)):
+            if not 0.0 < value < math.inf:
+                raise FitError(f"{self.name}: its formula gives no {axis} above 0 and finite there, but {value:g}")
         return Answer(lr, batch, (*self._outside(point), *self._assumed(question, batch)))
 
     def _outside(self, point: Mapping[str, float]) -> list[str]:

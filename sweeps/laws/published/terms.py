@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from sweeps.errors import ConfigError, FitError
 
@@ -27,6 +27,11 @@ class Term(Protocol):
         """The axes without which it has no value."""
         ...
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The axes it counts where they are known."""
+        ...
+
     def value(self, point: Mapping[str, float], anchor: Anchor | None) -> float:
         """Return the value at a point that holds all it needs."""
         ...
@@ -38,6 +43,7 @@ class Power:
 
     coefficient: float
     exponents: Mapping[str, float]
+    optional: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -56,6 +62,7 @@ class Logarithm:
     intercept: float
     slope: float
     axis: str
+    optional: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:

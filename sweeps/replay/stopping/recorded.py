@@ -90,7 +90,12 @@ def read_cells(path: Path, columns: str | None) -> tuple[CellSoFar, ...]:
             raise ConfigError(f"columns: {name} is missing; needed are {', '.join(NEEDED)}")
     numeric = numbers_of(table)
     labels = {name: _labels(table, wanted[name], name) for name in LABELS if name in wanted}
-    numbers = {name: values_of(wanted[name], numeric, where=f"columns.{name}") for name in NUMBERS if name in wanted}
+    others = set(table.column_names) - set(numeric)
+    numbers = {
+        name: values_of(wanted[name], numeric, where=f"columns.{name}", without_numbers=others)
+        for name in NUMBERS
+        if name in wanted
+    }
     return _cells(_checked(Rows(labels, numbers), path))
 
 
@@ -130,7 +135,12 @@ def _labels(table: pa.Table, text: str, name: str) -> NDArray[np.str_]:
     for part in _split(text):
         if part not in table.column_names:
             raise unknown_name(f"columns.{name}", part, table.column_names, "column")
-        parts.append([str(value) for value in table.column(part).to_pylist()])
+        values = table.column(part).to_pylist()
+        if name == "run":
+            row = next((n for n, value in enumerate(values, start=1) if value in (None, "")), None)
+            if row is not None:
+                raise ConfigError(f"columns.run: must name the run of every row, and {part} is empty in row {row}")
+        parts.append([str(value) for value in values])
     return np.array(["/".join(row) for row in zip(*parts, strict=True)], dtype=np.str_)
 
 
@@ -190,6 +200,8 @@ def _cell(name: str, members: list[NDArray[np.intp]], rows: Rows) -> CellSoFar:
 
     longest = max(float(rows.numbers["tokens"][rows_P[-1]]) for rows_P in members)
     horizon = max(first("horizon", rows_P, longest) for rows_P in members)
+    if horizon <= 0.0:
+        raise ConfigError(f"columns: tokens must be above 0 somewhere in cell {name!r}, got 0 in every row")
     recipe = str(rows.labels["recipe"][members[0][0]]) if "recipe" in rows.labels else ""
     runs = []
     for rows_P in members:
