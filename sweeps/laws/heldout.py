@@ -27,8 +27,8 @@ def check(
     """Return the verdict of results at the law's LR and its neighbours, on three paired seeds or more.
 
     The interval of the held-out optimum is that of `optimum.posterior_of`, seeds' offsets removed: it may lie beyond
-    the LRs tried. Disjoint from the law's: rejected. Meeting it, and narrower than the range tried: validated. Anything
-    else: cannot tell. `regret` is by the fitted basin, or, without an optimum, the mean loss at the LR nearest to the
+    the LRs tried. Disjoint from the law's: rejected. Meeting it, and both narrower than the range tried: validated.
+    Anything else: cannot tell. `regret` is by the fitted basin, or, without an optimum, the mean loss at the LR nearest to the
     law's above the best; `regret_tokens` is what it is worth (`tokens_worth`).
     """
     target = {"batch_tokens": float(batch_tokens), "tokens": float(tokens)}
@@ -59,7 +59,7 @@ def check(
     width = float(tried.log_lr[-1] - tried.log_lr[0])
     inside = tried.log_lr[0] < posterior.mean < tried.log_lr[-1]
     determined = bool(posterior.convex and inside and span[1] - span[0] < width)
-    status, reason = _judge(predicted, span, determined=determined)
+    status, reason = _judge(predicted, span, width, determined=determined)
     observed = found if determined else _none(_where(tried), tried)
     regret = _basin_regret(found, predicted) if determined else _mean_regret(tried, predicted)
     worth = tokens_worth(law, regret, best=observed.loss, target=target)
@@ -93,15 +93,18 @@ def _same_place(cell: Mapping[str, Json], target: Mapping[str, float]) -> bool:
     return bool(same and cell.get("tokens", math.inf) < target["tokens"])
 
 
-def _judge(predicted: Prediction, span: tuple[float, float], *, determined: bool) -> tuple[str, str]:
+def _judge(predicted: Prediction, span: tuple[float, float], width: float, *, determined: bool) -> tuple[str, str]:
+    """Return the status and why; `width` is ln of the highest LR tried over the lowest."""
     low, high = math.exp(span[0]), math.exp(span[1])
     said = f"the law says {predicted.low:.3g} to {predicted.high:.3g}"
     held = f"the held-out optimum lies in {low:.3g} to {high:.3g}, {said}"
     if high < predicted.low or low > predicted.high:
         return "rejected", f"{held}: apart"
-    if determined:
-        return "validated", f"{held}: they meet"
-    return "cannot tell", f"the losses do not determine an optimum: {held}"
+    if not determined:
+        return "cannot tell", f"the losses do not determine an optimum: {held}"
+    if not math.log(predicted.high / predicted.low) < width:
+        return "cannot tell", f"the law's interval is as wide as the LRs tried: {held}"
+    return "validated", f"{held}: they meet"
 
 
 def _lacking(tried: Tried | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from orchestrator.results import fit, held_out_trials, with_checks
 from sweeps.agenda import Outcome
 from sweeps.curves import Curve
 from sweeps.laws.law import Law
+from sweeps.laws.records import Verdict
 from sweeps.spec import Trial
 
 TEACHER = """
@@ -49,10 +51,17 @@ def fitted(lab: Any) -> Any:
     return lab
 
 
-def checked(lab: Any, best: float, *, wrong: float = 1.0) -> tuple[list[float], str]:
-    """Return the LRs that a held-out check asks for one after another, and its verdict, where `best` is the best LR."""
+def checked(lab: Any, best: float, *, wrong: float = 1.0, sure: float = 1.0) -> tuple[list[float], Verdict]:
+    """Return the LRs that a held-out check asks for one after another, and its verdict, where `best` is the best LR.
+
+    The law's lr* is multiplied by `wrong`, and its interval divided by `sure`.
+    """
     loaded = lab.load(*CHECK)
     findings = fit(loaded, home=lab.home, environ={})
+    law = findings.laws[""]
+    assert law is not None
+    covariance = tuple(tuple(value / sure**2 for value in row) for row in law.covariance)
+    findings.laws[""] = replace(law, covariance=covariance)
     findings.laws[""].coefficients["log_a"] += math.log(wrong)
     outcomes: dict[str, Outcome] = {}
     asked: list[float] = []
@@ -61,23 +70,30 @@ def checked(lab: Any, best: float, *, wrong: float = 1.0) -> tuple[list[float], 
         for t in new:
             loss = 1.0 + 0.2 * math.log(t.lr / best) ** 2 + 0.01 * t.seed + 1e-4 * ((t.seed * 7 + len(asked)) % 3)
             outcomes[t.key] = ended(t, loss)
-    return asked, with_checks(loaded.sweep, findings, outcomes).verdicts[""].status
+    return asked, with_checks(loaded.sweep, findings, outcomes).verdicts[""]
 
 
 def test_a_check_that_brackets_its_best_lr_asks_for_no_more(fitted: Any) -> None:
     law = fit(fitted.load(*CHECK), home=fitted.home, environ={}).laws[""]
     lr = law.predict(batch_tokens=4, tokens=512).lr
-    asked, status = checked(fitted, 1.02 * lr)
+    asked, verdict = checked(fitted, 1.02 * lr, sure=10.0)
     assert asked == pytest.approx([lr / 2, lr, 2 * lr], rel=1e-5)
-    assert status == "validated"
+    assert verdict.status == "validated"
+
+
+def test_a_law_that_says_nothing_is_not_validated(fitted: Any) -> None:
+    law = fit(fitted.load(*CHECK), home=fitted.home, environ={}).laws[""]
+    _, verdict = checked(fitted, 1.02 * law.predict(batch_tokens=4, tokens=512).lr)
+    assert verdict.status == "cannot tell"
+    assert "the law's interval is as wide as the LRs tried" in verdict.reason
 
 
 def test_a_check_whose_best_lr_is_on_an_edge_goes_on_beyond_it_and_rejects(fitted: Any) -> None:
     law = fit(fitted.load(*CHECK), home=fitted.home, environ={}).laws[""]
     lr = law.predict(batch_tokens=4, tokens=512).lr
     for wrong in (3.0, 1 / 3):
-        asked, status = checked(fitted, lr, wrong=wrong)
-        assert status == "rejected"
+        asked, verdict = checked(fitted, lr, wrong=wrong)
+        assert verdict.status == "rejected"
         assert min(asked) < lr < max(asked)
         assert 4 <= len(asked) <= 5
     assert len(checked(fitted, lr, wrong=1e3)[0]) == 5  # bounded

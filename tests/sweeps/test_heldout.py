@@ -119,6 +119,13 @@ def test_a_target_beyond_the_reach_cannot_tell_but_says_the_estimate():
     assert verdict.predicted.place == "beyond"
 
 
+def test_a_law_as_wide_as_the_learning_rates_tried_is_not_validated():
+    assert check(law(half=0.65), results(LR), **TARGET).status == "validated"  # the LRs tried: ln 4 = 1.39 wide
+    verdict = check(law(half=0.75), results(LR), **TARGET)
+    assert verdict.status == "cannot tell"
+    assert "the law's interval is as wide as the LRs tried" in verdict.reason
+
+
 def test_regret_is_what_the_predicted_lr_costs_by_the_basin():
     verdict = check(law(), results(1.4 * LR, noise=1e-4), **TARGET)
     assert verdict.regret == pytest.approx(0.2 * float(rise(np.array(-math.log(1.4)), 0.7)), rel=0.25)
