@@ -28,8 +28,8 @@ def check(
 
     The interval of the held-out optimum is that of `optimum.posterior_of`, seeds' offsets removed: it may lie beyond
     the LRs tried. Disjoint from the law's: rejected. Meeting it, and both narrower than the range tried: validated.
-    Anything else: cannot tell. `regret` is by the fitted basin, or, without an optimum, the mean loss at the LR nearest to the
-    law's above the best; `regret_tokens` is what it is worth (`tokens_worth`).
+    Anything else: cannot tell. `regret` is by the fitted basin, or, without an optimum, the mean loss at the LR nearest
+    to the law's above the best; `regret_tokens` is what it is worth (`tokens_worth`).
     """
     target = {"batch_tokens": float(batch_tokens), "tokens": float(tokens)}
     if parameters is not None:

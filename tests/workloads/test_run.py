@@ -220,7 +220,7 @@ def test_a_diverged_run_tells_the_factor_of_a_finite_loss_and_none_of_another() 
 
 def test_a_state_of_another_shape_is_refused() -> None:
     state = finish(Run(spec())).state()
-    with pytest.raises(ValueError, match=r"^state: must be of version 1 and batch_tokens 16"):
+    with pytest.raises(ValueError, match=r"^state: must be of version 2 and batch_tokens 16"):
         Run(spec(batch_tokens=16, marks=(80,))).load(*state)
 
 

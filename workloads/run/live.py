@@ -110,13 +110,13 @@ class Live:
                 distributed.all_reduce(parameter.grad)
                 parameter.grad.div_(self._spec.world)
 
-    def mean_train_loss(self, steps: int) -> float:
-        """Return the mean training loss of the last `steps` steps, over all ranks; waits for the device."""
+    def total_loss(self) -> float:
+        """Return the sum of all steps' training losses, the mean over ranks; waits for the device."""
         total = self.loss_sum
         if self._spec.world > 1:
             total = total.clone()
             distributed.all_reduce(total)
-        return total.item() / (steps * self._spec.world)
+        return total.item() / self._spec.world
 
     def evaluate(self) -> dict[str, float]:
         """Return the workload's metrics on its held-out set."""

@@ -26,6 +26,7 @@ class RunSpec:
         seed: of initialisation, data order and dropout.
         precision: "float32", or "bfloat16" for autocast.
         asides: those of the marks that only look: their point is made, and no other one depends on it.
+        trunk: whether the run only carries its branches: it judges nothing at its marks, and need not end at one.
         absurd_factor: a loss above this multiple of the validation loss before the first step is divergence.
         micro_batch_tokens: tokens of one forward and backward pass on one rank; None: the rank's whole share.
         rank, world: this process's slice of each batch; a world above 1 needs an initialised process group.
@@ -44,6 +45,7 @@ class RunSpec:
     seed: int
     precision: str = "float32"
     asides: frozenset[int] = frozenset()
+    trunk: bool = False
     absurd_factor: float = 3.0
     micro_batch_tokens: int | None = None
     rank: int = 0
@@ -65,7 +67,8 @@ class RunSpec:
             raise ValueError(f"cuda_graph: needs a CUDA device and a world of 1, got {self.device}, {self.world}")
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens: must be at least 1, got {self.batch_tokens}")
-        if not self.marks or self.marks[-1] != self.tokens or list(self.marks) != sorted(set(self.marks)):
+        ends = self.marks and self.marks[-1] == self.tokens
+        if not (ends or self.trunk) or list(self.marks) != sorted(set(self.marks)):
             raise ValueError(f"marks: must ascend and end at tokens={self.tokens}, got {self.marks}")
         if any(mark < 1 or mark % self.batch_tokens for mark in self.marks):
             raise ValueError(f"marks: must be whole batches of {self.batch_tokens} tokens, got {self.marks}")
