@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from sweeps.replay.schedules import scheduled_paths
 from sweeps.replay.stopping.lockstep import replay_stopping
 from sweeps.replay.stopping.recorded import cells_of_curves, read_cells
 from sweeps.replay.stopping.scores import StoppingReplay
+from sweeps.replay.stopping.study import POLICIES, Study, StudyReplay, replay_policy, replay_rule
 from sweeps.schedules import Schedule, learning_rate
 from sweeps.schedules.fixed_horizon import Cosine, Linear
 from sweeps.schedules.horizon_free import Wsd
@@ -144,23 +146,74 @@ def algoperf(root: Path) -> dict[str, StoppingReplay]:
     A cell is a study, a recipe a workload and submission: its five studies repeat the same five points, so that a trial
     is foreseen from the same point in earlier studies (each point an `lr` of its own, far from the others).
     """
-    trials = pq.read_table(root / "algoperf" / "trials.parquet")
-    trials = trials.filter(pc.and_(pc.equal(trials["ruleset"], "external"), pc.greater(trials["num_evals"], 2)))
-    sign = pc.if_else(pc.equal(trials["mode"], "max"), -1.0, 1.0)
-    about = trials.select(["trial_uid", "workload", "submission", "study", "trial", "max_runtime_sec"])
-    about = about.append_column("sign", sign).set_column(0, "trial_uid", pc.cast(trials["trial_uid"], pa.int32()))
-    rows = pq.read_table(root / "algoperf" / "evals.parquet", columns=["trial_uid", "score", "validation_metric"])
-    joined = rows.join(about, "trial_uid", join_type="inner")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "evals.parquet"
-        pq.write_table(joined, file)
-        cells = read_cells(file, ALGOPERF)
+    trials = external_trials(root)
+    cells = algoperf_cells(root, trials.filter(pc.greater(trials["num_evals"], 2)))
     cells = tuple(cell for cell in cells if sum(run.outcome == "finished" for run in cell.runs) > 1)
     return show("AlgoPerf v0.5, external", cells, {**ALL, "dominated, by run": RULES_BY_RUN}, lrs=False)
 
 
+def external_trials(root: Path) -> pa.Table:
+    """Return a row for each trial under AlgoPerf's external tuning, with the sign that makes its metric a loss."""
+    trials = pq.read_table(root / "algoperf" / "trials.parquet")
+    trials = trials.filter(pc.equal(trials["ruleset"], "external"))
+    return trials.append_column("sign", pc.if_else(pc.equal(trials["mode"], "max"), -1.0, 1.0))
+
+
+def algoperf_cells(root: Path, trials: pa.Table) -> tuple[CellSoFar, ...]:
+    """Return the studies of these trials as cells; an evaluation without a metric is an infinite loss."""
+    about = trials.select(["trial_uid", "workload", "submission", "study", "trial", "max_runtime_sec", "sign"])
+    about = about.set_column(0, "trial_uid", pc.cast(trials["trial_uid"], pa.int32()))
+    rows = pq.read_table(root / "algoperf" / "evals.parquet", columns=["trial_uid", "score", "validation_metric"])
+    joined = rows.join(about, "trial_uid", join_type="inner")
+    loss = pc.fill_null(pc.multiply(joined["sign"], joined["validation_metric"]), math.inf)
+    joined = joined.append_column("loss", loss)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "evals.parquet"
+        pq.write_table(joined, file)
+        return read_cells(file, ALGOPERF)
+
+
+def algoperf_studies(root: Path) -> tuple[Study, ...]:
+    """Return AlgoPerf's studies on the workloads that are scored, base and held-out, with their validation targets.
+
+    A study of which no trial was ever evaluated is left out.
+    """
+    trials = external_trials(root)
+    trials = trials.filter(pc.or_(pc.invert(trials["is_variant"]), trials["is_scored_held_out"]))
+    goals = pc.multiply(trials["sign"], trials["validation_target"]).to_pylist()
+    targets = dict(zip(trials["workload"].to_pylist(), goals, strict=True))
+    return tuple(Study(cell, targets[cell.name.split("/")[0]]) for cell in algoperf_cells(root, trials))
+
+
+def study_policies(root: Path) -> dict[str, StudyReplay]:
+    """Print and return what policies over whole studies do, alone and with each rule."""
+    studies = algoperf_studies(root)
+    found = {name: replay_policy(studies, name) for name in POLICIES}
+    for name, rule in {**ALL, "dominated, by run": RULES_BY_RUN}.items():
+        if name != "none":
+            both = f"first success + {name}"
+            found[both] = replay_rule(studies, rule, name=both)
+    finite = found["full"].to_json()["finite"]
+    print(f"\nAlgoPerf v0.5, external, scored workloads: {len(studies)} studies, {finite} reach the target")
+    print(f"{'policy':36s}{'node-h':>10s}{'saved':>8s}{'lost':>6s}{'worse':>7s}")
+    for name, replay in found.items():
+        one = replay.to_json()
+        print(f"{name:36s}{one['spent'] / 3600:10,.1f}{one['saved']:8.2%}{one['lost']:6d}{one['worse']:7d}")
+    by_workload(found["first success"])
+    return found
+
+
+def by_workload(replay: StudyReplay) -> None:
+    """Print what a policy saves of each workload."""
+    told = []
+    for workload in sorted({score.recipe.split("/")[0] for score in replay.scores}):
+        scores = [score for score in replay.scores if score.recipe.split("/")[0] == workload]
+        told.append(f"{workload} {1 - sum(s.spent for s in scores) / sum(s.total for s in scores):.1%}")
+    print(f"  {replay.policy} saves: {', '.join(told)}")
+
+
 ALGOPERF = (
-    "run=trial,cell=workload/submission/study,recipe=workload/submission,tokens=score,loss=sign*validation_metric,"
+    "run=trial,cell=workload/submission/study,recipe=workload/submission,tokens=score,loss=loss,"
     "lr=exp(4*trial),horizon=max_runtime_sec"
 )
 ALL: dict[str, Stopper] = {name: rule() for name, rule in RULES.items()}
@@ -181,14 +234,16 @@ def main() -> int:
     for label, results in found.items():
         by_schedule(label, results)
     root = os.environ.get("POWERSWEEP_PUBLIC_DATA")
+    studies: dict[str, StudyReplay] = {}
     if root:
         found["lr_curves"] = public_curves(Path(root))
         found["algoperf"] = algoperf(Path(root))
+        studies = study_policies(Path(root))
     else:
         print("\nPOWERSWEEP_PUBLIC_DATA is not set: no public curves", file=sys.stderr)
     keys = ("saved", "winners_lost", "lr_bias", "lr_bias_basin", "basins_lost", "regret")
     numbers = {s: {r: {k: v.to_json()[k] for k in keys} for r, v in of.items()} for s, of in found.items()}
-    print(json.dumps(numbers))
+    print(json.dumps({**numbers, "algoperf_studies": {name: one.to_json() for name, one in studies.items()}}))
     ours = [numbers[name]["dominated"] for name in ("wide", "narrow")]
     return int(any(one["winners_lost"] or abs(one["lr_bias"]) > FLOOR_BIAS for one in ours))
 

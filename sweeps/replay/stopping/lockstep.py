@@ -38,9 +38,7 @@ def replay_stopping(
     Raises:
         ConfigError: no cell in which two runs compete.
     """
-    ordered = sorted(
-        (cell for cell in cells if len(cell.runs) > 1), key=lambda c: (c.horizon_tokens * c.parameters, c.name)
-    )
+    ordered = sorted((cell for cell in cells if len(cell.runs) > 1), key=by_size)
     if not ordered:
         raise ConfigError("replay stopping: no cell has two runs, so there is nothing to stop")
     known_lrs = any(run.curve is not None for cell in ordered for run in cell.runs)
@@ -48,39 +46,50 @@ def replay_stopping(
     left: list[CellSoFar] = []
     scores = []
     for cell in ordered:
-        ended, stopped = _play(cell, stopper, Known(tuple(left), law), given=given, looks=looks)
+        ended, stopped = play(cell, stopper, Known(tuple(left), law), given=given, looks=looks)
         left.append(ended)
         scores.append(score_cell(cell, ended, stopped, has_lrs=has_lrs))
     return StoppingReplay(rule, stopper.biased, tuple(scores), tuple(left))
 
 
-def _play(
-    cell: CellSoFar, stopper: Stopper, known: Known, *, given: Collection[str], looks: int
+def by_size(cell: CellSoFar) -> tuple[float, str]:
+    """Return what cells are ordered by: tokens times parameters, then the name."""
+    return cell.horizon_tokens * cell.parameters, cell.name
+
+
+def mark_of(cell: CellSoFar, share: float) -> float:
+    """Return the tokens at a share of the horizon, a report there included."""
+    return share * cell.horizon_tokens * (1 + ROUNDING)
+
+
+def play(
+    cell: CellSoFar, stopper: Stopper, known: Known, *, given: Collection[str] = (), looks: int = LOOKS
 ) -> tuple[CellSoFar, list[Stopped]]:
-    """Return a cell as the rule leaves it, and what it stopped."""
+    """Return a cell as the rule leaves it, and what it stopped, in the order of time."""
     ends: dict[str, float] = {}
     stopped: list[Stopped] = []
     for look in range(1, looks):
         share = look / looks
-        mark = share * cell.horizon_tokens * (1 + ROUNDING)
+        mark = mark_of(cell, share)
         runs = [run if run.key in given else _until(run, mark, ends.get(run.key)) for run in cell.runs]
         for stop in stopper.stops(replace(cell, runs=tuple(runs)), known):
             ends[stop.key] = mark
             stopped.append(Stopped(stop.key, share, stop.why))
-    left = tuple(_cut(run, ends[run.key], "stopped") if run.key in ends else run for run in cell.runs)
+    left = tuple(cut(run, ends[run.key], "stopped") if run.key in ends else run for run in cell.runs)
     return replace(cell, runs=left), stopped
 
 
 def _until(run: RunSoFar, mark: float, end: float | None) -> RunSoFar:
     """Return a run as it is at a mark: stopped at `end`, over with by itself, or still going."""
     if end is not None:
-        return _cut(run, end, "stopped")
+        return cut(run, end, "stopped")
     if run.outcome != "finished" and run.done_tokens <= mark:
         return run
-    return _cut(run, mark, None)
+    return cut(run, mark, None)
 
 
-def _cut(run: RunSoFar, mark: float, outcome: str | None) -> RunSoFar:
+def cut(run: RunSoFar, mark: float, outcome: str | None) -> RunSoFar:
+    """Return a run with the reports up to a mark, ended so (None: still running)."""
     seen_P = run.tokens <= mark
     curve = run.curve.where(np.arange(len(run.curve)) < seen_P.sum()) if run.curve is not None else None
     return replace(run, tokens=run.tokens[seen_P], loss=run.loss[seen_P], outcome=outcome, curve=curve)
