@@ -81,7 +81,7 @@ def main() -> None:
         environment[IN_WORKER] = f"{phase}:{nth}"
     import ray
 
-    from orchestrator.rows import QUIET
+    from orchestrator.rows.tuner import QUIET
 
     os.environ.update(QUIET)
     ray.init(

@@ -91,8 +91,9 @@ def simulated(sweep: Sweep) -> Agenda:
     agenda, quadratic = Agenda(sweep, grid_chooser(sweep), {}), quadratic_of(sweep)
     while not agenda.complete:
         rows: dict[tuple[int, int], list[Trial]] = {}
-        while (trial := agenda.take()) is not None:
-            rows.setdefault((trial.seed, trial.batch_tokens), []).append(trial)
+        while family := agenda.take():
+            for trial in family:
+                rows.setdefault((trial.seed, trial.batch_tokens), []).append(trial)
         for (seed, batch), trials in rows.items():
             marks = sorted(trials[0].marks)
             losses_LM = quadratic.simulate(

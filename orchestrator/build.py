@@ -73,6 +73,7 @@ def build_run(trial: Trial, *, resources: Mapping[str, Any], folder: Path, cwd: 
         seed=stable_seed("run", trial.seed, trial.batch_tokens),
         precision=trial.precision,
         asides=frozenset(trial.asides),
+        trunk=trial.trunk,
         absurd_factor=trial.absurd_factor,
         micro_batch_tokens=resources["micro_batch_tokens"],
         device="cuda" if resources["gpus"] else "cpu",

@@ -85,11 +85,11 @@ class Driver:
             if self.error is not None or self.stopping is not None:
                 return None
             self.check_if_complete()
-            trial = self.agenda.take()
+            trials = self.agenda.take()
         except Exception as error:  # noqa: BLE001 - recorded, and the sweep ends with it
             self._fail(error)
             return None
-        return None if trial is None else self._row([trial])
+        return self._row(trials) if trials else None
 
     def check_if_complete(self) -> None:
         """Add the trials of the held-out check when all brackets are complete, and what these ask for when they are."""
@@ -108,6 +108,7 @@ class Driver:
             "trials": [trial.to_json() for trial in trials],
             "folder": str(self._store.folder),
             "fence": self._fence,
+            "forks": self.sweep.forks,
             "resources": asdict(self.sweep.resources),
             "cwd": str(Path.cwd()),
         }
@@ -166,26 +167,28 @@ class Driver:
         key = message["key"]
         if message["status"] == "paused" and message["tokens"] == 0:
             return  # stopped before it began: there is nothing to show
-        self._begin(key)
+        trunk = None if message["trunk"] is None else Trial.from_json(message["trunk"])
+        self._begin(key, trunk)
         if message["points"]:
             self._tracker.log(key, message["points"])
         self._progress.saw(key, message)
         if message["status"] == "paused":
-            self.tally.paused += 1
+            self.tally.paused += trunk is None
             self._end(key, "paused")
         elif message["outcome"] is not None:
             outcome = outcome_of(message["outcome"])
             self._tracker.log(key, points_of(outcome))
             self._end(key, outcome.outcome, outcome_tags(outcome))
+            if trunk is not None:
+                return
             self.tally.finished += outcome.outcome == "finished"
             self.tally.diverged += outcome.outcome == "diverged"
             self.agenda.end(outcome)
 
-    def _begin(self, key: str) -> None:
+    def _begin(self, key: str, trunk: Trial | None = None) -> None:
         if key not in self._begun:
             self._begun.add(key)
-            trial = self.agenda.trials[key]
-            card = card_of(trial.to_json())
+            card = card_of((trunk or self.agenda.trials[key]).to_json())
             self._tracker.begin(key, card.name, card.params, card.tags)
 
     def _end(self, key: str, outcome: str, tags: Mapping[str, str] | None = None) -> None:

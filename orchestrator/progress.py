@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sweeps.agenda import LOSS, Agenda
+from sweeps.forks import Family, families
 
 SHOW_SECONDS = 1.0
 PROGRESS_FILE = "progress.json"
@@ -61,6 +62,7 @@ class Progress:
         self._tokens: dict[str, int] = {}
         self._first: dict[str, int] = {}
         self._losses: dict[str, float] = {}
+        self._known: list[Family] = []
         self._started = time.monotonic()
         self._shown = 0.0
 
@@ -68,8 +70,7 @@ class Progress:
         """Take one run's report."""
         tokens = message["outcome"]["tokens"] if message["outcome"] else message["tokens"]
         if key not in self._first:
-            points = message["points"]
-            self._first[key] = min(tokens, points[0]["tokens"]) if points else tokens
+            self._first[key] = message["first_tokens"]
         self._tokens[key] = tokens
         for point in message["points"]:
             if LOSS in point["metrics"]:
@@ -94,18 +95,27 @@ class Progress:
 
     def _snapshot(self, agenda: Agenda, seconds: float) -> Snapshot:
         total = done = trials_done = 0
-        for key, trial in agenda.trials.items():
-            total += trial.tokens
-            outcome = agenda.outcomes.get(key)
-            if outcome is not None and outcome.outcome != "failed":
-                done += trial.tokens
-                trials_done += 1
-            else:
-                done += self._tokens.get(key, 0)
+        for family in self._families(agenda):
+            total += family.tokens
+            trunk = self._tokens.get(family.key, 0) if len(family.branches) > 1 else 0
+            for trial, fork in zip(family.branches, family.forks, strict=True):
+                ended = _is_done(agenda, trial.key)
+                trials_done += ended
+                at = trial.tokens if ended else self._tokens.get(trial.key, 0)
+                trunk = max(trunk, min(at, fork))
+                done += max(0, at - fork)
+            done += min(trunk, max(family.forks))
         worked = sum(tokens - self._first[key] for key, tokens in self._tokens.items())
         rate = worked / seconds if seconds > 2 and worked > 0 else None
         eta = (total - done) / rate if rate else None
         return Snapshot(trials_done, len(agenda.trials), done, total, rate, eta, self._best(agenda))
+
+    def _families(self, agenda: Agenda) -> list[Family]:
+        """Return the trials by their trunks; made anew when there are more of them."""
+        if sum(len(family.branches) for family in self._known) != len(agenda.trials):
+            trials = list(agenda.trials.values())
+            self._known = families(trials) if agenda.sweep.forks else [Family((trial,)) for trial in trials]
+        return self._known
 
     def _best(self, agenda: Agenda) -> str:
         ended = [key for key in self._losses if key in agenda.outcomes and key in agenda.trials]
@@ -113,6 +123,11 @@ class Progress:
             return ""
         key = min(ended, key=lambda k: self._losses[k])
         return f"; best loss {self._losses[key]:.4g} at lr {agenda.trials[key].lr:g}"
+
+
+def _is_done(agenda: Agenda, key: str) -> bool:
+    outcome = agenda.outcomes.get(key)
+    return outcome is not None and outcome.outcome != "failed"
 
 
 def human(value: float) -> str:

@@ -213,14 +213,19 @@ def _failed(sweep: Sweep, agenda: Agenda) -> list[str]:
 
 
 def _cost(agenda: Agenda, store: SweepStore) -> Cost:
-    """Return what the sweep took; tokens trained twice are those the work log holds beyond the tokens reached."""
-    trials = [agenda.trials[key] for key in agenda.trials if key in agenda.outcomes]
-    reached = sum(agenda.outcomes[t.key].tokens for t in trials)
-    worked = sum(last - first for t in trials for first, last in store.trial(t.key, fence=0).read_work())
+    """Return what the sweep took; tokens trained twice are those the work log holds beyond the tokens reached.
+
+    What trials share with each other they trained once: as their trunk.
+    """
+    ended = [agenda.outcomes[key] for key in agenda.trials if key in agenda.outcomes]
+    trunks = {outcome.forked_from[0] for outcome in ended if outcome.forked_from is not None}
+    every = [*ended, *(agenda.outcomes[key] for key in sorted(trunks) if key in agenda.outcomes)]
+    reached = sum(outcome.own_tokens for outcome in every)
+    worked = sum(last - first for o in every for first, last in store.trial(o.key, fence=0).read_work())
     return Cost(
-        trials=len(trials),
+        trials=len(ended),
         tokens=max(worked, reached),
-        flops=sum(agenda.outcomes[t.key].tokens * t.flops_per_token for t in trials),
-        seconds=sum(agenda.outcomes[t.key].seconds for t in trials),
+        flops=sum(outcome.own_tokens * outcome.trial.get("flops_per_token", 0.0) for outcome in every),
+        seconds=sum(outcome.seconds for outcome in every),
         tokens_redone=max(0, worked - reached),
     )

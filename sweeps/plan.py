@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from sweeps.schedules import SCHEDULES
+from sweeps.schedules import schedule_of
 from sweeps.spec import Cell, Json, Range, Reports, Result, Sweep, Trial, Variant, content_key, six_digits
 
 FIRST_OPEN_OCTAVE = 3  # an open-ended run reports from step 2^3 on: an absolute mark, as its horizon may grow
@@ -20,11 +20,7 @@ def whole_batches(tokens: float, batch_tokens: int) -> int:
 
 def is_open_ended(sweep: Sweep) -> bool:
     """Return whether a run of this sweep does not depend on its horizon, so that one run serves them all."""
-    return bool(SCHEDULES[sweep.schedule.name](**_tuples(sweep.schedule.fields)).open_ended)
-
-
-def _tuples(fields: Mapping[str, Json]) -> dict[str, Json]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return schedule_of(sweep.schedule).open_ended
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ def export_sweep(sweep: Sweep, *, home: Path, folder: Path) -> Written:
         ConfigError: no trial of the sweep has ended.
         StoreError: the folder cannot be written.
     """
-    outcomes = Index.open(SweepStore(home, sweep.experiment)).outcomes()
+    ended = Index.open(SweepStore(home, sweep.experiment)).outcomes()
+    outcomes = {key: outcome for key, outcome in ended.items() if not outcome.is_trunk}
     if not outcomes:
         raise ConfigError(f"export: no trial of {sweep.name} has ended in {home}: run it first")
     about = {key: about_trial(outcome) for key, outcome in outcomes.items()}
@@ -66,6 +67,8 @@ def about_trial(outcome: Outcome) -> dict[str, Scalar]:
         "seconds": outcome.seconds,
         "final_loss": outcome.curve.last(LOSS),
     }
+    if outcome.forked_from is not None:
+        ended["trunk"], ended["forked_at_tokens"] = outcome.forked_from
     if outcome.target is not None:
         ended["target_metric"] = outcome.target.metric
         ended["target_value"] = outcome.target.value

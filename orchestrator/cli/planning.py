@@ -18,6 +18,7 @@ from orchestrator.store import SweepStore
 from orchestrator.store.index import Index
 from orchestrator.store.lease import Claim, read_lease
 from sweeps.agenda import Outcome, first_lrs, is_done, result_of
+from sweeps.forks import shared_tokens
 from sweeps.laws.law import REACH
 from sweeps.plan import (
     Bracket,
@@ -71,6 +72,8 @@ def plan_of(loaded: Loaded, *, home: Path, with_time: bool) -> dict[str, Json]:
         "notes": _notes(sweep),
     }
     left = [t for t in listed if not is_done(t, outcomes.get(t.key))]
+    shared = shared_tokens(listed) if sweep.forks else 0
+    planned["totals"]["trained_tokens"] = planned["totals"]["tokens"] - shared
     check_trials = [trial for _, trials in checks.values() for trial in trials][checked:]
     return {**planned, **time_of(sweep, left, listed, outcomes, with_time=with_time, held_out=check_trials)}
 
@@ -200,7 +203,7 @@ def status_of(loaded: Loaded, *, home: Path) -> dict[str, Json]:
         "name": sweep.name,
         "trials": max(planned, len(keys), int(live["trials"]) if live else 0),
         "done": max(len(keys), int(live["trials_done"]) if live else 0),
-        "outcomes": dict(Counter(outcome.outcome for outcome in outcomes.values())),
+        "outcomes": dict(Counter(outcome.outcome for outcome in outcomes.values() if not outcome.is_trunk)),
         "driver": _driver(read_lease(store.folder)),
         "live": live,
         "cells": cells,

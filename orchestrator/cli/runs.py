@@ -104,8 +104,14 @@ def _print_plan(planned: Mapping[str, Json]) -> None:
         column[0] = "" if column[0] == "all" else column[0]
     print_table(header, rows)
     totals = planned["totals"]
+    forked = (
+        f" ({human(totals['trained_tokens'])} with shared trunks)"
+        if totals["trained_tokens"] < totals["tokens"]
+        else ""
+    )
     click.echo(
-        f"{totals['trials']:,} trials at least, {human(totals['tokens'])} tokens, {human(totals['flops'])} FLOPs; "
+        f"{totals['trials']:,} trials at least, {human(totals['tokens'])} tokens{forked}, "
+        f"{human(totals['flops'])} FLOPs; "
         f"{totals['done']:,} done, {totals['trials'] - totals['done']:,} to run"
     )
     if planned["seconds"]:

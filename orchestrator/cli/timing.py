@@ -15,7 +15,8 @@ from orchestrator.config.build import code_of, one_line
 from orchestrator.config.checks import lacking
 from sweeps.agenda import Outcome
 from sweeps.errors import ConfigError
-from sweeps.spec import Json, Sweep, Trial
+from sweeps.forks import shared_tokens
+from sweeps.spec import SCRIPT, Json, Sweep, Trial
 from workloads.base import DataError
 
 MEASURE_SECONDS = 1.0
@@ -58,12 +59,15 @@ def time_of(
     rows = rows_at_once(sweep)
     speeds, origin = _known_speeds(outcomes), "as measured in its ended trials"
     if not speeds:
-        if not with_time or sweep.variants[0].workload.name == "script":
+        if not with_time or sweep.variants[0].workload.name == SCRIPT:
             return {"seconds": None, "tokens_per_second": None, "rows_at_once": rows, "speed_from": None}
         speeds, origin = measured_speeds(sweep, listed), "measured now"
     work = [*left, *held_out]
     seconds = sum(_nearest(speeds, _shape(trial)).seconds(trial) for trial in work)
     total = sum(trial.tokens for trial in work)
+    if sweep.forks and total:
+        saved = shared_tokens(work)
+        seconds, total = seconds * (1 - saved / total), total - saved
     typical = total / seconds if seconds else max(speed.tokens_per_second for speed in speeds.values())
     return {"seconds": seconds / rows, "tokens_per_second": typical, "rows_at_once": rows, "speed_from": origin}
 
@@ -93,7 +97,7 @@ def _known_speeds(outcomes: Mapping[str, Outcome]) -> dict[Shape, Speed]:
     for outcome in outcomes.values():
         if outcome.seconds > 0 and outcome.trial:
             shape = _shape(Trial.from_json(outcome.trial))
-            tokens[shape] += outcome.tokens
+            tokens[shape] += outcome.own_tokens
             seconds[shape] += outcome.seconds
     return {shape: Speed(tokens[shape] / seconds[shape]) for shape in tokens if tokens[shape]}
 

@@ -1,7 +1,8 @@
 """All outcomes of a sweep at once: the outcome files, cached as one Parquet file and refreshed by change.
 
 An outcome file is plain JSON: key, outcome (one of `spec.OUTCOMES`), reason, exceeded (see `Outcome`), tokens, seconds,
-curve (`Curve.to_json`), trial (`Trial.to_json`) and target (null, or metric, value and reached_tokens).
+curve (`Curve.to_json`), trial (`Trial.to_json`), target (null, or metric, value and reached_tokens) and forked_from
+(null, or the key of its trunk and the tokens it left it at). A trunk has one too, its trial marked as such.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
         ("curve", pa.string()),  # JSON
         ("trial", pa.string()),  # JSON
         ("target", pa.string()),  # JSON
+        ("forked_from", pa.string()),  # JSON
     ]
 )
 
@@ -89,7 +91,7 @@ class Index:
         for key, entry in self._entries.items():
             if key not in self._outcomes:
                 row = entry.row
-                parts = {name: json.loads(row[name] or "null") for name in ("curve", "trial", "target")}
+                parts = {name: json.loads(row[name] or "null") for name in ("curve", "trial", "target", "forked_from")}
                 self._outcomes[key] = outcome_of({**row, **parts})
         return dict(sorted(self._outcomes.items()))
 
@@ -120,6 +122,9 @@ def outcome_of(record: Mapping[str, Any]) -> Outcome:
         seconds=float(record.get("seconds") or 0.0),
         trial=record.get("trial") or {},
         target=Target(**record["target"]) if record.get("target") else None,
+        forked_from=(str(record["forked_from"][0]), int(record["forked_from"][1]))
+        if record.get("forked_from")
+        else None,
     )
 
 
@@ -134,6 +139,7 @@ def _row(key: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "curve": json.dumps(record.get("curve")),
         "trial": json.dumps(record.get("trial")),
         "target": json.dumps(record.get("target")),
+        "forked_from": json.dumps(record.get("forked_from")),
     }
 
 

@@ -55,6 +55,8 @@ def card_of(trial: Mapping[str, Any]) -> Card:
         params.update(_flat(place, part.get("fields", {})))
         if part.get("source"):
             tags[f"source.{place}"] = str(part["source"])
+    if trial.get("trunk"):
+        tags["trunk"] = "true"
     return Card(_name(trial), fit_names(params), tags)
 
 
@@ -66,6 +68,8 @@ def outcome_tags(outcome: Outcome) -> dict[str, str]:
         tags["target_reached_tokens"] = str(target.reached_tokens)
     if len(outcome.curve) and outcome.tokens > outcome.curve.tokens[-1]:  # diverged between two reports
         tags["ended_at_tokens"] = str(outcome.tokens)
+    if outcome.forked_from is not None:
+        tags["trunk_key"], tags["forked_at_tokens"] = outcome.forked_from[0], str(outcome.forked_from[1])
     if outcome.exceeded is not None:
         tags["exceeded"] = repr(outcome.exceeded)
     return tags
@@ -99,6 +103,8 @@ def _name(trial: Mapping[str, Any]) -> str:
     ]
     if trial.get("seed") is not None:
         words.append(f"s{trial['seed']}")
+    if trial.get("trunk"):
+        words.append("trunk")
     if trial.get("label"):
         words.append(str(trial["label"]))
     return " ".join(words) or "trial"

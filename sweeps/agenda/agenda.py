@@ -16,6 +16,7 @@ from sweeps.agenda.choosers import (
     first_trials,
 )
 from sweeps.agenda.outcomes import Outcome, is_done, result_of
+from sweeps.forks import trunk_key
 from sweeps.plan import Bracket
 from sweeps.spec import Cell, Result, Sweep, Trial
 
@@ -40,6 +41,8 @@ class Agenda:
         self._home: dict[str, _Board] = {}
         self._at = {cell.key: (board, b) for board in self._boards for b in board.field for cell in b.cells}
         self._ready: list[tuple[float, str]] = []
+        self._family: dict[str, str] = {}  # trial key -> what it shares a trunk with
+        self._families: dict[str, set[str]] = {}  # of those that are ready
         self._running: set[str] = set()
         self._spare_trials = _share(sweep.budget.trials, first_trials(sweep), len(self._boards))
         self._spare_tokens = _share(sweep.budget.tokens, first_tokens(sweep), len(self._boards))
@@ -54,19 +57,24 @@ class Agenda:
     @property
     def complete(self) -> bool:
         """Whether nothing waits, nothing runs and nothing more will be chosen."""
-        return not (self._ready or self._running or any(board.open for board in self._boards))
+        return not (self._families or self._running or any(board.open for board in self._boards))
 
     def waiting(self) -> list[Trial]:
         """Return the trials to be taken, dearest first."""
-        return [self.trials[key] for _, key in sorted(self._ready)]
+        return [self.trials[key] for _, key in sorted(self._ready) if self._is_ready(key)]
 
-    def take(self) -> Trial | None:
-        """Return the next trial to run, or None if none is waiting now."""
-        if not self._ready:
-            return None
-        _, key = heapq.heappop(self._ready)
-        self._running.add(key)
-        return self.trials[key]
+    def take(self) -> list[Trial]:
+        """Return the next trial to run, with all that wait for the same trunk; [] if none is waiting now."""
+        while self._ready:
+            _, key = heapq.heappop(self._ready)
+            if self._is_ready(key):  # else it was taken with its family
+                taken = sorted(self._families.pop(self._family[key]), key=lambda k: (self.trials[k].tokens, k))
+                self._running.update(taken)
+                return [self.trials[key] for key in taken]
+        return []
+
+    def _is_ready(self, key: str) -> bool:
+        return key in self._families.get(self._family[key], ())
 
     def add(self, trials: Sequence[Trial]) -> None:
         """Add trials that belong to no bracket: the held-out check."""
@@ -74,6 +82,9 @@ class Agenda:
             self.trials[trial.key] = trial
             if not is_done(trial, self.outcomes.get(trial.key)):
                 heapq.heappush(self._ready, (-trial.tokens * max(trial.flops_per_token, 1.0), trial.key))
+                family = (trunk_key(trial) if self.sweep.forks else None) or trial.key
+                self._family[trial.key] = family
+                self._families.setdefault(family, set()).add(trial.key)
 
     def end(self, outcome: Outcome) -> None:
         """Record how a trial ended; may add trials."""

@@ -25,7 +25,7 @@ class Outcome:
     """How one trial ended: one of spec.OUTCOMES, the tokens it reached, and its whole curve.
 
     `exceeded` is, for a trial that diverged on a finite loss, the factor of its first loss which that was above.
-    `target` is None where the workload has none.
+    `target` is None where the workload has none. `forked_from` is the key of its trunk and the tokens it left it at.
     """
 
     key: str
@@ -37,6 +37,17 @@ class Outcome:
     seconds: float = 0.0
     trial: Mapping[str, Json] = field(default_factory=dict)
     target: Target | None = None
+    forked_from: tuple[str, int] | None = None
+
+    @property
+    def is_trunk(self) -> bool:
+        """Whether it is of a trunk, and so of no trial."""
+        return bool(self.trial.get("trunk"))
+
+    @property
+    def own_tokens(self) -> int:
+        """The tokens it trained itself."""
+        return self.tokens - (0 if self.forked_from is None else self.forked_from[1])
 
 
 def result_of(trial: Trial, tokens: int, outcome: Outcome) -> Result:

@@ -27,6 +27,7 @@ __all__ = [
     "ABSURD_FACTOR",
     "JOINT",
     "OUTCOMES",
+    "SCRIPT",
     "Axes",
     "Budget",
     "Cell",
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 OUTCOMES = ("finished", "diverged", "stopped", "failed")
+SCRIPT = "script"  # the workload whose training loop is the user's own
 ABSURD_FACTOR = 3.0  # a loss above this many times the first is divergence; a choice
 
 
@@ -93,6 +95,7 @@ class Trial:
         precision: "float32" or "bfloat16" (autocast).
         ladder: what of the marks is part of the identity.
         asides: the marks that are not on the ladder: horizons of an open-ended run, which only evaluates there.
+        trunk: whether it is no trial but the trunk of trials (`sweeps.forks`), whose marks are theirs.
         absurd_factor: a loss above this many times the first ends the run as diverged; not part of the identity.
         label: the values of the further axes that make its variant, in words; not part of the identity.
     """
@@ -110,6 +113,7 @@ class Trial:
     open_ended: bool = False
     ladder: Json = None
     asides: tuple[int, ...] = ()
+    trunk: bool = False
     absurd_factor: float = field(default=ABSURD_FACTOR, compare=False)
     parameters: int = field(default=0, compare=False)
     flops_per_token: float = field(default=0.0, compare=False)
@@ -128,6 +132,7 @@ class Trial:
             "reports": self.ladder,
             "data": self.data_fingerprint,
             "precision": self.precision,
+            **({"trunk": True} if self.trunk else {}),
         }
 
     def to_json(self) -> Json:
@@ -223,6 +228,11 @@ class Sweep:
     def absurd_factor(self) -> float:
         """How many times its first loss ends a run as diverged."""
         return next((part.fields["above"] for part in self.stopping if part.name == "diverged"), ABSURD_FACTOR)
+
+    @property
+    def forks(self) -> bool:
+        """Whether trials that begin alike share a trunk; a user's own script has a loop of its own."""
+        return self.resources.forks and all(variant.workload.name != SCRIPT for variant in self.variants)
 
     @cached_property
     def size_axes(self) -> frozenset[str]:

@@ -126,6 +126,7 @@ class Resources:
         report_seconds: time between two reports of a row to the driver; checkpoints fall on them.
         retries: times a crashed row is run again.
         address: of a Ray cluster ("auto"); None: a cluster of this machine alone.
+        forks: whether trials that begin alike share a trunk (`sweeps.forks`); each curve is the same either way.
         compile: whether the training step is compiled (torch.compile); values within float noise.
         cuda_graph: whether each whole step is replayed as one CUDA graph: several times faster for small models.
     """
@@ -138,6 +139,7 @@ class Resources:
     report_seconds: float = 1.0
     retries: int = 2
     address: str | None = None
+    forks: bool = True
     compile: bool = False
     cuda_graph: bool = False
 

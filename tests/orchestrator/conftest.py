@@ -80,7 +80,7 @@ class Lab:
 
     def train(self, *overrides: str, sweep: str = "tiny.yaml", limit: int = 10**9) -> int:
         """Train here what is missing of a sweep, in its rows but without Ray and MLflow; count the trials."""
-        from orchestrator.trainable import Row
+        from orchestrator.rows.trainable import Row
 
         loaded = self.load(*overrides, sweep=sweep)
         store = self.store(loaded.sweep.experiment)
@@ -92,14 +92,16 @@ class Lab:
             if agenda.complete and not checked:
                 checked = True
                 agenda.add(held_out_trials(loaded.sweep, study(loaded.sweep, of_agenda(agenda))))
-            trial = agenda.take()
-            if trial is None:
+            trials = agenda.take()
+            if not trials:
                 break
-            row = Row(config=self.row([trial.to_json()], loaded, fence=lease.fence))
+            row = Row(config=self.row([trial.to_json() for trial in trials], loaded, fence=lease.fence))
             while not (result := row.step())["done"]:
                 pass
-            agenda.end(outcome_of(result["runs"][0]["outcome"]))
-            trained += 1
+            for message in result["runs"]:
+                if message["trunk"] is None:
+                    agenda.end(outcome_of(message["outcome"]))
+            trained += len(trials)
         lease.release()
         return trained
 
@@ -109,6 +111,7 @@ class Lab:
             "trials": list(trials),
             "folder": str(self.store(loaded.sweep.experiment).folder),
             "fence": fence,
+            "forks": loaded.sweep.forks,
             "resources": asdict(loaded.sweep.resources),
             "cwd": str(self.folder),
         }

@@ -551,7 +551,7 @@ def test_a_training_function_in_the_working_folder_is_found(place: Path) -> None
     ],
 )
 def test_a_crash_is_told_by_its_exception_with_the_first_line_and_the_last(message: str, why: str) -> None:
-    from orchestrator.rows import _why
+    from orchestrator.rows.tuner import _why
 
     try:
         raise RuntimeError(message)

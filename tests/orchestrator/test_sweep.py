@@ -24,6 +24,7 @@ from orchestrator.store.lease import Lease
 from sweeps.errors import LeaseError
 
 LOSS = "validation/loss"
+TRUNKS = 6  # of the LRs that have several horizons
 MORE = "axes.tokens=[64,128,256,512]"
 BOWL = """
 import os, time
@@ -99,11 +100,15 @@ def test_each_trial_is_one_ended_run_under_one_parent_with_tokens_as_the_step(sw
     lab, _ = swept
     parent, children = lab.mlflow_runs()
     outcomes = lab.outcomes()
+    assert sum(outcome.is_trunk for outcome in outcomes.values()) == TRUNKS
     assert parent.info.status == "FINISHED"
     assert {run.data.tags["trial_key"] for run in children} == set(outcomes)
     for run in children:
         outcome = outcomes[run.data.tags["trial_key"]]
         assert run.info.status == "FINISHED"
+        assert (run.data.tags.get("trunk") == "true") == outcome.is_trunk
+        told = (run.data.tags.get("trunk_key"), int(run.data.tags.get("forked_at_tokens", 0)))
+        assert told == (outcome.forked_from or (None, 0))
         for name in (LOSS, "lr", "train/loss"):
             history = {m.step: m.value for m in lab.client().get_metric_history(run.info.run_id, name)}
             curve = outcome.curve
@@ -124,7 +129,7 @@ def test_a_diverged_trial_is_an_outcome_and_no_error(swept: Any) -> None:
     lab, ended = swept
     _, children = lab.mlflow_runs()
     diverged = {key for key, outcome in lab.outcomes().items() if outcome.outcome == "diverged"}
-    assert diverged
+    assert len(diverged) == 4  # the trunk of the three as well
     assert "3 diverged" in ended.lines[0]
     assert {run.data.tags["trial_key"] for run in children if run.data.tags.get("outcome") == "diverged"} == diverged
 
@@ -161,7 +166,7 @@ def test_the_same_command_again_runs_nothing_and_starts_no_ray(swept: Any) -> No
     assert done.stdout.startswith("Nothing to run: all 17 trials are done.")
     assert done.stdout.splitlines()[-1] == "False 0", done.stdout
     assert lab.law() == law
-    assert lab.statuses() == {"FINISHED": 17, "parent FINISHED": 1}
+    assert lab.statuses() == {"FINISHED": 17 + TRUNKS, "parent FINISHED": 1}
 
 
 # -- a sweep that changes or loses something ------------------------------------------------------------------------
@@ -187,10 +192,10 @@ def test_more_tokens_and_seeds_run_their_trials_alone_and_no_secret_is_written(
     uri = f"tracking.uri='sqlite:///{lab.home}/mlflow.db?timeout=${{oc.env:PS_SECRET}}'"
     before = lab.outcomes()
     ended = lab.run(MORE, "axes.seed={values: [0, 1], up_to_tokens: 64}", uri)
-    new = [outcome for key, outcome in lab.outcomes().items() if key not in before]
+    new = [outcome for key, outcome in lab.outcomes().items() if key not in before and not outcome.is_trunk]
     assert {(o.trial["tokens"], o.trial["seed"]) for o in new} == {(512, 0), (64, 1)}
     assert ended.lines[0].startswith(f"{len(new)} trials ended")
-    assert lab.statuses() == {"FINISHED": 17 + len(new), "parent FINISHED": 1}
+    assert lab.statuses() == {"FINISHED": 17 + TRUNKS + len(new), "parent FINISHED": 1}
     assert written
     kept = [path.read_bytes() for path in lab.home.rglob("*") if path.is_file()]
     assert not [text for text in [*written, *kept, "".join(ended.lines).encode()] if secret.encode() in text]
@@ -204,7 +209,7 @@ def test_an_mlflow_that_is_lost_is_written_anew_from_the_outcomes(swept: Any, tm
     shutil.copy(database, lab.home / "mlflow.db")
     ended = lab.run()
     assert ended.lines[0].startswith("Nothing to run")
-    assert lab.statuses() == {"FINISHED": 17, "parent FINISHED": 1}
+    assert lab.statuses() == {"FINISHED": 17 + TRUNKS, "parent FINISHED": 1}
     parent, _ = lab.mlflow_runs()
     assert "law.json" in {item.path for item in lab.client().list_artifacts(parent.info.run_id)}
 
@@ -222,16 +227,16 @@ def test_a_store_that_is_lost_is_taken_from_mlflow_but_for_what_mlflow_lacks_too
     assert ended.exit_code == 0
     assert lab.law() == law
     assert {key: (o.outcome, o.tokens, o.exceeded) for key, o in lab.outcomes().items()} == {
-        key: (o.outcome, o.tokens, o.exceeded) for key, o in outcomes.items()
+        key: (o.outcome, o.tokens, o.exceeded) for key, o in outcomes.items() if not o.is_trunk
     }
-    assert lab.statuses() == {"FINISHED": 17, "parent FINISHED": 1}
-    gone = lab.mlflow_runs()[1][3]
+    assert lab.statuses() == {"FINISHED": 17 + TRUNKS, "parent FINISHED": 1}
+    gone = next(run for run in lab.mlflow_runs()[1] if "trunk" not in run.data.tags)
     lab.client().delete_run(gone.info.run_id)
     shutil.rmtree(lab.home / "sweeps")
     ended = lab.run()
     assert ended.lines[0].startswith("1 trial ended")
     assert lab.law() == law
-    assert lab.statuses() == {"FINISHED": 17, "parent FINISHED": 1}
+    assert lab.statuses() == {"FINISHED": 17 + TRUNKS, "parent FINISHED": 1}
 
 
 # -- a sweep that is cut --------------------------------------------------------------------------------------------
@@ -253,7 +258,7 @@ def test_a_sweep_cut_twice_goes_on_to_the_same_law_to_the_byte(swept: Any, lab: 
     assert ended.lines[0].startswith("Stopped (asked to stop): ")
     assert lab.run().exit_code == 0
     assert lab.law() == swept[0].law()
-    assert lab.statuses() == {"FINISHED": 17, "parent FINISHED": 1}
+    assert lab.statuses() == {"FINISHED": 17 + TRUNKS, "parent FINISHED": 1}
 
 
 def test_a_second_driver_is_told_who_holds_the_sweep(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,8 +318,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint_and_the_sweep_ends_well(lab
     assert ended.exit_code == 0, ended.lines
     assert "1 crash retried from the checkpoint" in ended.lines[0]
     work = [lab.store().trial(key, fence=0).read_work() for key in lab.outcomes()]
-    (cut,) = [spans for spans in work if len(spans) > 1]
-    assert min(first for first, _ in cut[1:]) > 0
+    assert all(first > 0 for spans in work for first, _ in spans[1:])  # nothing again from the beginning
     assert lab.statuses() == {"FINISHED": len(lab.outcomes()), "parent FINISHED": 1}
 
 

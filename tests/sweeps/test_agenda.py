@@ -53,8 +53,8 @@ def play(agenda: Agenda, loss: Callable[[Trial], float | None], *, seed: int = 0
     rng = random.Random(seed)
     running: list[Trial] = []
     while not agenda.complete:
-        while len(running) < width and (trial := agenda.take()) is not None:
-            running.append(trial)
+        while len(running) < width and (family := agenda.take()):
+            running += family
         ended = running.pop(rng.randrange(len(running)))
         agenda.end(outcome(ended, loss(ended)))
 
@@ -162,8 +162,9 @@ def test_diverged_trials_are_outcomes_and_bracket_from_above() -> None:
 def test_a_failed_trial_is_run_again_by_the_next_agenda() -> None:
     asked = sweep()
     agenda = Agenda(asked, grid_chooser(asked), {})
-    trial = agenda.take()
-    assert trial is not None
+    trial, *others = agenda.take()
+    for other in others:
+        agenda.end(outcome(other, 1.0))
     empty = outcome(trial, 1.0).curve.until(0)
     agenda.end(Outcome(key=trial.key, outcome="failed", tokens=0, curve=empty))
     play(agenda, bowl(1e-2))

@@ -61,6 +61,7 @@ class Gpt:
     metric_mode: ClassVar[str] = "min"
     TABLES: ClassVar[Mapping[str, Mapping[str, type]]] = {"data": TEXTS}
     OUTSIDE: ClassVar[tuple[str, ...]] = ("validation_target_value",)  # not part of a trial's identity
+    INITIAL: ClassVar[tuple[str, ...]] = ("init_scale", "residual_init")  # what only a fresh model depends on
 
     width: int = 64
     depth: int = 2

@@ -27,13 +27,15 @@ class Run:
         points: the whole curve so far, all of it finite.
         tokens, step: consumed so far.
         exceeded: of a run that diverged on a finite loss, the absurd factor that the loss exceeded.
+        initial_loss: the validation loss before the first step; None before `start`.
+        book, live: what it has seen, and its moving parts once started; for `workloads.pack`.
     """
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         self.tokens = 0
-        self._book = Book(spec)
-        self._live: Live | None = None
+        self.book = Book(spec)
+        self.live: Live | None = None
         self._timed_tokens = 0  # since the last report, in this process
         self._train_seconds = 0.0
 
@@ -43,21 +45,30 @@ class Run:
 
     @property
     def points(self) -> list[Point]:
-        return self._book.points
+        return self.book.points
 
     @property
     def reason(self) -> str:
-        return self._book.reason
+        return self.book.reason
 
     @property
     def exceeded(self) -> float | None:
-        return self._book.exceeded
+        return self.book.exceeded
+
+    @property
+    def initial_loss(self) -> float | None:
+        return self.book.initial_loss
 
     @property
     def status(self) -> str:
-        if self._book.diverged:
+        if self.book.diverged:
             return "diverged"
         return "finished" if self.tokens >= self.spec.tokens else "running"
+
+    @property
+    def next_mark(self) -> int:
+        """The tokens up to which it trains next: those of its next report, or of its end."""
+        return next((mark for mark in self.spec.marks if mark > self.tokens), self.spec.tokens)
 
     def start(self) -> None:
         """Build model, optimizer and data, and take the loss before the first step; `advance` does it if needed.
@@ -67,10 +78,10 @@ class Run:
             ValueError: the batch does not divide into examples, ranks or micro-batches, or the optimizer does not
                 suit the model.
         """
-        if self._live is None:
-            self._live = Live(self.spec)
-        if self._book.initial_loss is None:
-            self._book.open(self._live.evaluate()[LOSS])
+        if self.live is None:
+            self.live = Live(self.spec)
+        if self.book.initial_loss is None:
+            self.book.open(self.live.evaluate()[LOSS])
 
     def advance(
         self,
@@ -99,47 +110,59 @@ class Run:
         self.start()
         if self.status != "running":
             return None
-        mark = next((mark for mark in self.spec.marks if mark > self.tokens), self.spec.tokens)
+        mark = self.next_mark
         self._train_to(mark if until is None else min(mark, until), deadline, clock)
-        if self.tokens != mark or self.status == "diverged" or mark not in self.spec.marks:
-            return None
-        return self._report(wall())
+        return self.report(wall()) if self.tokens == mark else None
 
     def _train_to(self, end: int, deadline: float | None, clock: Callable[[], float]) -> None:
         """Take steps until the end, the deadline or divergence."""
-        live, spec, book = self._live, self.spec, self._book
+        live, spec = self.live, self.spec
         assert live is not None
         began, first = clock(), self.tokens
-        while self.tokens < end and not book.diverged:
+        while self.tokens < end and not self.book.diverged:
             if deadline is not None and clock() >= deadline:
                 break
             after = self.tokens + spec.batch_tokens
             live.train_step(spec.lr_at(self.tokens), want_norm=after == end)
-            self.tokens = after
-            if self.step % CHECK_STEPS == 0:
-                book.check(self.tokens, self.step, live.total_loss())
+            self.stepped()
         live.total_loss()  # on an accelerator this waits for the last step
-        self._train_seconds += clock() - began
-        self._timed_tokens += self.tokens - first
+        self.spent(clock() - began, self.tokens - first)
 
-    def _report(self, timestamp: float) -> Point | None:
-        """Return the point at the mark just reached, or None if it shows divergence."""
-        live = self._live
+    def stepped(self) -> None:
+        """Count a step that its moving parts have taken, and look for divergence now and then."""
+        self.tokens += self.spec.batch_tokens
+        if self.step % CHECK_STEPS == 0:
+            assert self.live is not None
+            self.book.check(self.tokens, self.step, self.live.total_loss())
+
+    def spent(self, seconds: float, tokens: int) -> None:
+        """Take note of the time that training on some tokens took."""
+        self._train_seconds += seconds
+        self._timed_tokens += tokens
+
+    def report(self, timestamp: float) -> Point | None:
+        """Return the point where it stands; None if that is no mark, it has diverged, or the point shows divergence."""
+        live = self.live
+        if self.book.diverged or self.tokens not in self.spec.marks:
+            return None
         assert live is not None
         metrics = live.evaluate()
         metrics["lr"] = live.lr
         metrics["grad_norm"] = live.norm.item()
         metrics["tokens_per_second"] = self._timed_tokens / max(self._train_seconds, 1e-9)
         self._timed_tokens, self._train_seconds = 0, 0.0
-        return self._book.add(Record(Point(self.tokens, self.step, timestamp, metrics), live.total_loss()))
+        return self.book.add(Record(Point(self.tokens, self.step, timestamp, metrics), live.total_loss()))
 
     def state(self) -> tuple[dict[str, Tensor], JsonDict]:
         """Return all that resuming needs: flat tensors (copies, on the CPU) and plain JSON. No pickle."""
         self.start()
-        assert self._live is not None
-        tensors, meta = self._live.state()
-        about = {"version": STATE_VERSION, "tokens": self.tokens, "batch_tokens": self.spec.batch_tokens}
-        return tensors, {**meta, **about, **self._book.state()}
+        assert self.live is not None
+        tensors, meta = self.live.state()
+        about = {"version": STATE_VERSION, "batch_tokens": self.spec.batch_tokens}
+        return tensors, {**meta, **about, **self._seen()}
+
+    def _seen(self) -> JsonDict:
+        return {"tokens": self.tokens, **self.book.state()}
 
     def load(self, tensors: Mapping[str, Tensor], meta: JsonDict) -> None:
         """Go on from what `state` returned: of this run, or of one with the same model, batch, seed and data.
@@ -149,7 +172,11 @@ class Run:
         """
         self._load_live(tensors, meta)
         self.tokens = meta["tokens"]
-        self._book.load(meta)
+        self.book.load(meta)
+
+    def diverges_on(self, trunk: Run) -> bool:
+        """Return whether this run, had it been where the trunk was, would have diverged by now."""
+        return Book(self.spec).fork(trunk._seen()) is not None
 
     def fork(self, tensors: Mapping[str, Tensor], meta: JsonDict) -> None:
         """Begin as a branch of a trunk, from what its `state` returned: as if this run had trained so far itself.
@@ -158,7 +185,7 @@ class Run:
             ValueError: the state belongs to another kind of run, or the trunk has passed a mark of this one unseen.
         """
         self._load_live(tensors, meta)
-        diverged_at = self._book.fork(meta)
+        diverged_at = self.book.fork(meta)
         self.tokens = meta["tokens"] if diverged_at is None else diverged_at
 
     def _load_live(self, tensors: Mapping[str, Tensor], meta: JsonDict) -> None:
@@ -167,11 +194,11 @@ class Run:
                 f"state: must be of version {STATE_VERSION} and batch_tokens {self.spec.batch_tokens}, "
                 f"got {meta.get('version')} and {meta.get('batch_tokens')}"
             )
-        if self._live is None:
-            self._live = Live(self.spec)
-        self._live.load(tensors, meta)
+        if self.live is None:
+            self.live = Live(self.spec)
+        self.live.load(tensors, meta)
         self._timed_tokens, self._train_seconds = 0, 0.0
 
     def close(self) -> None:
         """Let go of model and data; the curve stays."""
-        self._live = None
+        self.live = None

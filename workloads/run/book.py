@@ -127,7 +127,8 @@ class Book:
             ValueError: the trunk has passed a mark of this run unseen.
         """
         seen = {record.point.tokens: record for record in _records(state["points"])}
-        unseen = [mark for mark in self._spec.marks if mark <= state["tokens"] and mark not in seen]
+        passed = state["tokens"] - state["diverged"]  # it diverges before it looks
+        unseen = [mark for mark in self._spec.marks if mark <= passed and mark not in seen]
         if unseen:
             raise ValueError(f"marks: the trunk has passed {unseen[0]} tokens without a look")
         self._restart(state)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
-from workloads.base import Batch, ForwardPassMode, InputQueue, JsonDict, generator
+from workloads.base import Batch, ForwardPassMode, InputQueue, JsonDict, Workload, generator
 from workloads.optim.stepper import Stepper, first_value
 from workloads.run.feed import Feed
 from workloads.run.graph import StepGraph
@@ -17,7 +17,12 @@ from workloads.run.spec import RunSpec
 
 
 class Live:
-    """Model, optimizer, data and random stream of a started run."""
+    """Model, optimizer, data and random stream of a started run.
+
+    Attributes:
+        release: gives this run's tensors and data back to it, where a pack holds them; None where none does.
+        graph: of the whole step, once captured; to be dropped where a tensor of the run moves.
+    """
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
@@ -25,25 +30,30 @@ class Live:
         self._device = torch.device(spec.device)
         if self._device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        examples, self._accumulation = _shares(spec)
+        examples, self.accumulation = _shares(spec)
         self.model = spec.workload.init_model_fn(generator("init", spec.seed))[0].to(self._device)
         self.model.train()
-        self._optimizer: Stepper = spec.optimizer.build(self.model, peak_lr=spec.peak_lr, capturable=spec.cuda_graph)
+        self.optimizer: Stepper = spec.optimizer.build(self.model, peak_lr=spec.peak_lr, capturable=spec.cuda_graph)
         queue = spec.workload.build_input_queue("train", examples, spec.seed, rank=spec.rank, world_size=spec.world)
-        self._queue: InputQueue = queue if self._device.type == "cpu" else Feed(queue, self._device)
-        self._rng = generator("dropout", spec.seed, spec.rank, device=self._device)
+        self.queue: InputQueue = queue if self._device.type == "cpu" else Feed(queue, self._device)
+        self.rng = generator("dropout", spec.seed, spec.rank, device=self._device)
         self._loss = torch.compile(self._forward) if spec.compile else self._forward
-        self._graph: StepGraph | None = None
+        self.graph: StepGraph | None = None
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         self.norm = torch.zeros((), device=self._device)
         self.lr = math.nan
+        self.release: Callable[[], None] | None = None
 
     def train_step(self, lr: float, *, want_norm: bool) -> None:
         """Take one optimizer step on the next batch."""
+        self._leave_pack()
+        self.step_on(next(self.queue), lr, want_norm=want_norm)
+
+    def step_on(self, batch: Batch, lr: float, *, want_norm: bool) -> None:
+        """Take one optimizer step on a batch."""
         if lr != self.lr:
-            self._optimizer.set_lr(lr)
+            self.optimizer.set_lr(lr)
             self.lr = lr
-        batch = next(self._queue)
         if self._spec.cuda_graph:
             self._replay(batch)
         else:
@@ -51,64 +61,66 @@ class Live:
 
     def _update(self, batch: Batch, *, want_norm: bool) -> None:
         """Forward, backward and update."""
-        for part in self._parts(batch):
-            with self._autocast():
+        for part in self.parts(batch):
+            with self.autocast():
                 loss = self._loss(part)
             torch.autograd.backward(loss)
             self.loss_sum.add_(loss.detach())
         if self._spec.world > 1:
             self._average_gradients()
-        norm = self._optimizer.step(want_norm=want_norm)
+        norm = self.optimizer.step(want_norm=want_norm)
         if norm is not None and want_norm:
             self.norm.copy_(norm)
 
     def _replay(self, batch: Batch) -> None:
         """Do as `_update`, by a graph that is captured at the first step."""
-        if self._graph is None:
+        if self.graph is None:
             kept = {name: value.clone() for name, value in self._tensors().items()}
-            rng = self._rng.get_state()
+            rng = self.rng.get_state()
 
             def restore() -> None:
                 for name, value in self._tensors().items():
                     value.copy_(kept[name]) if name in kept else value.fill_(first_value(name))
-                self._rng.set_state(rng)
+                self.rng.set_state(rng)
 
-            self._graph = StepGraph(
-                lambda inputs: self._update(inputs, want_norm=True), batch, restore=restore, generator=self._rng
+            self.graph = StepGraph(
+                lambda inputs: self._update(inputs, want_norm=True), batch, restore=restore, generator=self.rng
             )
-        self._graph(batch)
+        self.graph(batch)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a step changes, itself, by its name in a checkpoint."""
         tensors = {f"model/{name}": value.detach() for name, value in self.model.state_dict().items()}
-        tensors |= {f"optimizer/{name}": value for name, value in self._optimizer.tensors().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.tensors().items()}
         return tensors | {"train/loss_sum": self.loss_sum}
 
     def _forward(self, batch: Batch) -> Tensor:
         """Return the mean loss of a micro-batch, divided by the number of them in a step."""
-        workload = self._workload
-        logits, _ = workload.model_fn(self.model, batch, None, ForwardPassMode.TRAIN, self._rng, True)
-        losses = workload.loss_fn(batch["targets"], logits, batch.get("weights"))
-        return losses["summed"] / (losses["n_valid_examples"] * self._accumulation)
+        return mean_loss(self._workload, self.model, batch, self.rng, self.accumulation)
 
-    def _parts(self, batch: Batch) -> list[Batch]:
+    def parts(self, batch: Batch) -> list[Batch]:
         """Return the micro-batches of this rank's share."""
-        if self._accumulation == 1:
+        if self.accumulation == 1:
             return [batch]
-        split = {name: value.chunk(self._accumulation) for name, value in batch.items()}
-        return [{name: parts[i] for name, parts in split.items()} for i in range(self._accumulation)]
+        split = {name: value.chunk(self.accumulation) for name, value in batch.items()}
+        return [{name: parts[i] for name, parts in split.items()} for i in range(self.accumulation)]
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context of a forward pass."""
         if self._spec.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
 
     def _average_gradients(self) -> None:
         """Replace each gradient by its mean over the ranks."""
-        for parameter in self._optimizer.parameters:
+        for parameter in self.optimizer.parameters:
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
                 parameter.grad.div_(self._spec.world)
+
+    def _leave_pack(self) -> None:
+        if self.release is not None:
+            self.release()
 
     def total_loss(self) -> float:
         """Return the sum of all steps' training losses, the mean over ranks; waits for the device."""
@@ -121,26 +133,34 @@ class Live:
     def evaluate(self) -> dict[str, float]:
         """Return the workload's metrics on its held-out set."""
         self.model.eval()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             metrics = dict(self._workload.eval_model(self.model, self._device))
         self.model.train()
         return metrics
 
     def state(self) -> tuple[dict[str, Tensor], JsonDict]:
         """Return copies of all tensors, on the CPU, and the data position."""
-        tensors = self._tensors() | {"rng/dropout": self._rng.get_state()}
+        tensors = self._tensors() | {"rng/dropout": self.rng.get_state()}
         copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        return copies, {"queue": self._queue.state_dict(), "optimizer": self._optimizer.numbers()}
+        return copies, {"queue": self.queue.state_dict(), "optimizer": self.optimizer.numbers()}
 
     def load(self, tensors: Mapping[str, Tensor], meta: JsonDict) -> None:
         """Put back what `state` returned."""
+        self._leave_pack()
         self.model.load_state_dict(_under("model/", tensors))
-        self._optimizer.load(_under("optimizer/", tensors), meta["optimizer"])
-        self._rng.set_state(tensors["rng/dropout"].clone())
+        self.optimizer.load(_under("optimizer/", tensors), meta["optimizer"])
+        self.rng.set_state(tensors["rng/dropout"].clone())
         self.loss_sum.copy_(tensors["train/loss_sum"])
-        self._queue.load_state_dict(meta["queue"])
+        self.queue.load_state_dict(meta["queue"])
         self.lr = math.nan
-        self._graph = None  # it holds the optimizer's former tensors
+        self.graph = None  # it holds the optimizer's former tensors
+
+
+def mean_loss(workload: Workload, model: nn.Module, batch: Batch, rng: torch.Generator | None, parts: int) -> Tensor:
+    """Return the mean training loss of a micro-batch, divided by the number of them in a step."""
+    logits, _ = workload.model_fn(model, batch, None, ForwardPassMode.TRAIN, rng, True)
+    losses = workload.loss_fn(batch["targets"], logits, batch.get("weights"))
+    return losses["summed"] / (losses["n_valid_examples"] * parts)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

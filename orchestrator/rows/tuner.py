@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from orchestrator.driver import Driver
-from orchestrator.trainable import Row
+from orchestrator.rows.trainable import Row
 from sweeps.errors import ConfigError
 from sweeps.spec import Resources, Trial
 
