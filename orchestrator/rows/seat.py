@@ -42,6 +42,7 @@ class Seat:
         self._status = "running"
         self._reason = ""
         self._sent = 0
+        self._told = False
         self._seconds = 0.0
         self._saved_tokens = self._first_tokens = 0
         self._forked_from: tuple[str, int] | None = None  # its trunk's key, and where
@@ -147,8 +148,11 @@ class Seat:
             self.run.close()
         self._status, self.ended = "paused", True
 
-    def message(self) -> dict[str, Any]:
-        """Return what is new since the last message, as plain JSON."""
+    def message(self) -> dict[str, Any] | None:
+        """Return what is new since the last message, as plain JSON; None before it begins, and once its end is told."""
+        if self._told or (self.run is None and not self.ended):
+            return None
+        self._told = self.ended
         points = self.run.points if self.run is not None else []
         new, self._sent = points[self._sent :], len(points)
         return {
@@ -232,6 +236,6 @@ class Trunk(Seat):
         return over
 
     def end(self) -> None:
-        """Write the outcome: no branch is to come; before its end only if they have all diverged."""
+        """Write the outcome: no branch is to come; it is before its last fork only if they have all diverged."""
         if not self.ended and self.run is not None:
             self._finish(self.run)

@@ -45,8 +45,8 @@ class Row(tune.Trainable):
         else:
             self._advance(time.monotonic() + self._report_seconds)
         seats = self._all
-        heard = [seat.message() for seat in seats if seat.run is not None or seat.ended]
-        return {"runs": heard, "done": all(seat.ended for seat in seats)}
+        messages = [message for seat in seats if (message := seat.message()) is not None]
+        return {"runs": messages, "done": all(seat.ended for seat in seats)}
 
     def cleanup(self) -> None:
         """Save what is under way."""
@@ -88,11 +88,11 @@ class Row(tune.Trainable):
                 if not self._trunk.advance_to(seat, deadline):
                     break
                 seat.fork(self._trunk)
+                if all(other.run is not None or other.ended for other in self._seats):
+                    self._trunk.end()  # before its last branch trains: whatever is killed now finds the trunk done
             seat.advance(deadline)
             if not seat.ended:
                 break
-        if self._trunk is not None and all(seat.ended for seat in self._seats):
-            self._trunk.end()
         if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
             for seat in self._all:
                 seat.save()

@@ -96,11 +96,13 @@ class Lab:
             if not trials:
                 break
             row = Row(config=self.row([trial.to_json() for trial in trials], loaded, fence=lease.fence))
-            while not (result := row.step())["done"]:
-                pass
-            for message in result["runs"]:
-                if message["trunk"] is None:
-                    agenda.end(outcome_of(message["outcome"]))
+            done = False
+            while not done:
+                result = row.step()
+                done = result["done"]
+                for message in result["runs"]:
+                    if message["trunk"] is None and message["outcome"] is not None:
+                        agenda.end(outcome_of(message["outcome"]))
             trained += len(trials)
         lease.release()
         return trained

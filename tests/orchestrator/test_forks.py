@@ -126,6 +126,18 @@ def test_a_row_stopped_anywhere_goes_on_to_the_same_curves_with_nothing_trained_
     assert told(lab.outcomes()) == stopped
 
 
+def test_a_run_that_has_ended_is_told_once(lab: Any) -> None:
+    row, trials = family_row(lab, "axes.tokens=[256,1024,16384]")
+    heard = []
+    while True:
+        result = row.step()
+        heard += [message["key"] for message in result["runs"] if message["outcome"] is not None]
+        if result["done"]:
+            break
+    (family,) = families(trials)
+    assert sorted(heard) == sorted([family.key, *(trial.key for trial in trials)])
+
+
 def test_a_row_killed_anywhere_redoes_no_more_than_since_its_last_checkpoint(lab: Any) -> None:
     sweep = ("axes.tokens=[1024,2048,4096]", "resources.checkpoint_seconds=0.000001")
     for reports in (1, 2, 1, 3):
