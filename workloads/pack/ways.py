@@ -1,0 +1,82 @@
+"""The two ways in which a pack takes a step: its runs in turn, or stacked as one program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from workloads.base import Batch
+from workloads.pack.rules import RULES
+from workloads.pack.stack import Stack
+from workloads.run import RunSpec
+from workloads.run.live import Live
+
+STACKING_FLOPS = 1e7  # of one run's step, for each parameter tensor; measured on one core by benchmarks/pack.py
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Way(Protocol):
+    """How the runs of a pack take a step together."""
+
+    @property
+    def idle(self) -> float:
+        """The share of its work that is for runs that have left."""
+
+    def step(self, batches: Sequence[Batch], lrs: Mapping[Live, float], *, want_norm: bool) -> None:
+        """Take one step of all runs, on a batch for each row and the LR of each run that is still here."""
+
+    def give_back(self, live: Live) -> None:
+        """Let go of a run, and let its tensors be its own."""
+
+
+class Turns:
+    """One run after the other, as each would step by itself: equal to plain runs, to the bit."""
+
+    idle = 0.0
+
+    def __init__(self, lives: Sequence[Live]) -> None:
+        self._rows: list[Live | None] = list(lives)
+
+    def step(self, batches: Sequence[Batch], lrs: Mapping[Live, float], *, want_norm: bool) -> None:
+        for live, batch in zip(self._rows, batches, strict=True):
+            if live is not None:
+                live.step_on(batch, lrs[live], want_norm=want_norm)
+
+    def give_back(self, live: Live) -> None:
+        self._rows[self._rows.index(live)] = None
+
+
+def choose(lives: Sequence[Live], specs: Sequence[RunSpec], stacked: bool | None) -> Way:
+    """Return the way that a shape takes, the same for any number of runs: else their bits would depend on it.
+
+    On an accelerator whatever can be stacked is. On a CPU it pays where a step is mostly calls, not arithmetic; and
+    there convolutions, bfloat16 and Muon, stacked, give a run bits that depend on its neighbours (measured), and
+    compiled code might.
+
+    Args:
+        lives: of one shape.
+        specs: of each.
+        stacked: True or False decide; None: as is best.
+    """
+    if stacked is None:
+        stacked = _stackable(lives[0]) and (specs[0].device != "cpu" or _pays(lives[0], specs[0]))
+    return Stack(lives, specs) if stacked else Turns(lives)
+
+
+def _stackable(live: Live) -> bool:
+    known = all(type(member.optimizer) in RULES for member in live.optimizer.members)
+    return known and all(parameter.dtype == torch.float32 for parameter in live.model.parameters())
+
+
+def _pays(live: Live, spec: RunSpec) -> bool:
+    if spec.compile or spec.precision != "float32":
+        return False
+    if any(isinstance(module, CONVOLUTIONS) for module in live.model.modules()):
+        return False
+    if len(live.optimizer.members) > 1 or isinstance(live.optimizer.members[0].optimizer, torch.optim.Muon):
+        return False
+    tensors = sum(1 for _ in live.model.parameters())
+    return spec.workload.facts().flops_per_token * spec.batch_tokens / tensors <= STACKING_FLOPS
