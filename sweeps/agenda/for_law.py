@@ -17,6 +17,7 @@ from sweeps.laws.law import REACH
 from sweeps.plan import Bracket, brackets_of, group_label, trials_of
 from sweeps.spec import Range, Result, Sweep, Trial, content_key, six_digits
 from sweeps.surrogate import Surface, fit_surface, rows_of
+from sweeps.surrogate.law import LEAST_RUNS
 
 Floats = NDArray[np.float64]
 
@@ -59,9 +60,12 @@ class LawPlanner(Planner):
             chosen = start_of(places_P4, min(START, search.trials), rng=rng, law=search.from_law)
         else:
             surface = _surface(field, results, places_P4)
-            if asked >= search.trials or self._is_known(surface, field):
+            known, untold = self._is_known(surface, field), self._lacking(field, results)
+            if asked >= search.trials or (known and not untold):
                 return {}
             full_P = seeds_P >= np.array([len(b.seeds) for _ in lrs for b in field])
+            if known:  # all that is asked now is a law: runs in other cells
+                full_P |= np.array([b.key not in untold for _ in lrs for b in field])
             most = max(len(bracket.seeds) for bracket in field)
             pool = Pool(places_P4, trial_and_flops(places_P4), np.where(full_P, most, seeds_P), most)
             count = min(search.wave, search.trials - asked)
@@ -93,6 +97,14 @@ class LawPlanner(Planner):
         far_tokens = far * self.sweep.law.reach.get("tokens", REACH["tokens"])
         batches = sorted({bracket.batch_tokens for bracket in field})
         return [Target(far_tokens, float(largest or 1), float(batch)) for batch in batches]
+
+    def _lacking(self, field: Sequence[Bracket], results: Mapping[str, Sequence[Result]]) -> set[str]:
+        """Return the brackets that a law still needs runs of, by key; none where it can be fitted."""
+        told = [[r for c in b.cells for r in results[c.key] if r.loss is not None] for b in field]
+        cells = [cell for b, found in zip(field, told, strict=True) if found for cell in b.cells]
+        varied = all(len({getattr(c, name) for c in cells}) > 1 for name in self.sweep.law.variables)
+        enough = len(cells) >= len(self.sweep.law.variables) + 2 and sum(map(len, told)) >= LEAST_RUNS
+        return set() if varied and enough else {b.key for b, found in zip(field, told, strict=True) if not found}
 
     def _is_known(self, surface: Surface, field: Sequence[Bracket]) -> bool:
         """Return whether lr* at every target is known as closely as was asked."""

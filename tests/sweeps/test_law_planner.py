@@ -127,6 +127,15 @@ def test_it_ends_when_the_law_is_known_as_closely_as_was_asked() -> None:
     assert len(agenda.trials) < 60
 
 
+def test_it_does_not_end_before_a_law_can_be_fitted() -> None:
+    agenda = run(sweep(search=Search(name="law", trials=60, wave=4, until=1e6)))  # known before anything is trained
+    ran = [cell for cell in agenda.cells if agenda.results(cell)]
+    assert 4 <= len(ran) < len(agenda.cells) + 1
+    assert len({cell.batch_tokens for cell in ran}) > 1
+    assert len({cell.tokens for cell in ran}) > 1
+    assert len(agenda.trials) <= 16
+
+
 def test_most_of_its_trials_lie_near_the_best_lr() -> None:
     later = list(run(sweep()).trials.values())[8:]
     off = [abs(math.log(t.lr / best_lr(t.batch_tokens, t.tokens))) for t in later]
