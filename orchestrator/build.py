@@ -60,10 +60,18 @@ def build_run(trial: Trial, *, resources: Mapping[str, Any], folder: Path, cwd: 
         folder: of the trial in the store; a user's own script keeps its checkpoints there.
         cwd: where the sweep was started: a class named by its path is found from there.
     """
+    spec = spec_of(trial, resources=resources, cwd=cwd)
+    if isinstance(spec.workload, Script):
+        schedule_fields = {"name": trial.schedule.name, **trial.schedule.fields}
+        return ScriptRun(spec, folder=folder / SCRIPT_FOLDER, schedule=schedule_fields)
+    return Run(spec)
+
+
+def spec_of(trial: Trial, *, resources: Mapping[str, Any], cwd: Path) -> RunSpec:
+    """Return what the run of a trial is, on the device its row has."""
     schedule = object_of(SCHEDULES, trial.schedule, "schedule")
-    workload = object_of(WORKLOADS, trial.workload, "workload", cwd=cwd)
-    spec = RunSpec(
-        workload=workload,
+    return RunSpec(
+        workload=object_of(WORKLOADS, trial.workload, "workload", cwd=cwd),
         optimizer=object_of(OPTIMIZERS, trial.optimizer, "optimizer"),
         lr_at=learning_rate(schedule, peak=trial.lr, batch_tokens=trial.batch_tokens, total=trial.tokens),
         peak_lr=trial.lr,
@@ -80,10 +88,6 @@ def build_run(trial: Trial, *, resources: Mapping[str, Any], folder: Path, cwd: 
         compile=resources["compile"],
         cuda_graph=bool(resources["gpus"]) and resources["cuda_graph"],
     )
-    if isinstance(workload, Script):
-        schedule_fields = {"name": trial.schedule.name, **trial.schedule.fields}
-        return ScriptRun(spec, folder=folder / SCRIPT_FOLDER, schedule=schedule_fields)
-    return Run(spec)
 
 
 def target_of(workload: Part, curve: Curve, *, cwd: Path) -> Target | None:

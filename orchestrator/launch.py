@@ -12,10 +12,10 @@ from pathlib import Path
 from orchestrator.address import check_answers
 from orchestrator.build import target_of
 from orchestrator.config import Loaded, resolve_text
-from orchestrator.config.checks import lacking
+from orchestrator.config.checks import cautions, lacking
 from orchestrator.config.parts import changed_sources
-from orchestrator.driver import ERROR_FILE, OUT_OF_TIME, Driver, interruptible
-from orchestrator.progress import Console, Progress, clock, human
+from orchestrator.driver import ERROR_FILE, OUT_OF_TIME, Driver
+from orchestrator.progress import Console, Progress, clock, human, interruptible
 from orchestrator.report import reached_lines, targets_of, write_findings
 from orchestrator.results import Findings, held_out_trials, of_agenda, open_tracker, study, with_checks
 from orchestrator.search import chooser_of
@@ -158,7 +158,7 @@ class _Session:
         ran = [
             (trial, self._outcomes[key].trial) for key, trial in self._agenda.trials.items() if key in self._outcomes
         ]
-        for warning in changed_sources(ran):
+        for warning in [*cautions(self._sweep), *changed_sources(ran)]:
             self._console.say(f"warning: {warning}")
         driver = None
         if not self._agenda.complete:
@@ -196,7 +196,7 @@ class _Session:
             after=lambda: self._after(self._agenda),
         )
         try:
-            with interruptible(driver, self._console), cluster(self._sweep.resources):
+            with interruptible(driver.stop, self._console), cluster(self._sweep.resources):
                 run_rows(driver)
         finally:
             progress.end()
@@ -268,10 +268,11 @@ class _Session:
             lines.append(f"Nothing to run: all {len(self._agenda.trials)} trials are done.")
         else:
             tally = driver.tally
-            diverged = f", {tally.diverged} diverged" if tally.diverged else ""
-            ended = _counted(tally.finished + tally.diverged, "trial")
+            short = {"diverged": tally.diverged, "stopped": tally.stopped}
+            ended = _counted(tally.finished + sum(short.values()), "trial") + " ended"
+            ended += "".join(f", {count} {how}" for how, count in short.items() if count)
             crashes = f", {_counted(tally.crashes, 'crash')} retried from the checkpoint" if tally.crashes else ""
-            lines.append(f"{ended} ended{diverged}{crashes}, {clock(seconds)}.")
+            lines.append(f"{ended}{crashes}, {clock(seconds)}.")
         lines += [
             *reached_lines(self._sweep, targets_of(self._agenda).values()),
             *self._failed_lines(driver),

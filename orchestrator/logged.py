@@ -22,7 +22,7 @@ def cells_logged(sweep: Sweep, tracker: Tracker) -> list[tuple[Cell, list[Result
     A run counts where its parameters lr, batch_tokens and tokens name one of the cells, and no parameter contradicts
     the recipe or the further axes; its loss there is `validation/loss` at step `tokens`. Under an open-ended schedule
     any horizon names a cell: MLflow keeps the first one of a run that went on. One that has not come so far says
-    nothing, unless it diverged.
+    nothing, unless it diverged or was stopped.
     """
     runs = [run for run in tracker.read_curves(metrics=[LOSS]) if run.run.params.keys() >= LOGGED]
     open_ended = is_open_ended(sweep)
@@ -86,6 +86,5 @@ def _logged_result(run: RunCurves, tokens: int) -> Result | None:
     if loss is not None and math.isfinite(loss):
         return Result(key=key, lr=lr, seed=int(seed), loss=loss, outcome="finished")
     latest = run.run.metrics.get(LOSS, 0.0)
-    if run.run.outcome == "diverged" or not abs(latest) < BEYOND_FLOAT:  # infinite, or not a number
-        return Result(key=key, lr=lr, seed=int(seed), loss=None, outcome="diverged")
-    return None
+    how = run.run.outcome if abs(latest) < BEYOND_FLOAT else "diverged"  # infinite, or not a number
+    return Result(key=key, lr=lr, seed=int(seed), loss=None, outcome=how) if how in ("diverged", "stopped") else None

@@ -1,14 +1,17 @@
-"""How far a sweep is: shown on the console, and in a file that `status` reads."""
+"""How far a sweep is: shown on the console, and in a file that `status` reads; and Ctrl-C, which stops it there."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from sweeps.agenda import LOSS, Agenda
@@ -128,6 +131,31 @@ class Progress:
 def _is_done(agenda: Agenda, key: str) -> bool:
     outcome = agenda.outcomes.get(key)
     return outcome is not None and outcome.outcome != "failed"
+
+
+@contextlib.contextmanager
+def interruptible(stop: Callable[[str], None], console: Console) -> Iterator[None]:
+    """Turn the first Ctrl-C into a clean stop; the second one ends the process."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop("interrupted")
+        console.say("Stopping: the rows save their state (Ctrl-C again ends at once).")
+        signal.signal(signal.SIGINT, second)
+
+    def second(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        os._exit(130)
+
+    try:
+        before = signal.signal(signal.SIGINT, first)
+    except ValueError:  # not the main thread: someone else owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def human(value: float) -> str:

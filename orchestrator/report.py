@@ -197,10 +197,36 @@ def _report_data(
         fingerprint=content_key(loaded.sweep.recipe()),
         made_by=f"powersweep {__version__}",
         unit=first.size.unit,
+        stopped=_stopped(agenda),
         targets=tuple(reached_lines(loaded.sweep, targets_of(agenda).values())),
         remarks=tuple([*agenda.refused, *_failed(loaded.sweep, agenda)]),
         tracking=None if tracker is None else tracker.uri,
     )
+
+
+def _stopped(agenda: Agenda) -> tuple[dict[str, str], ...]:
+    """Return which trials were stopped, when, by which rule, and what they were to end with against the best."""
+    found = []
+    for trial in sorted(agenda.trials.values(), key=lambda t: (t.batch_tokens, t.tokens, t.lr, t.seed, t.key)):
+        outcome = agenda.outcomes.get(trial.key)
+        if outcome is None or outcome.stop is None or outcome.outcome != "stopped":
+            continue
+        stop, said = outcome.stop, outcome.stop.forecast
+        found.append(
+            {
+                "batch": f"{trial.batch_tokens:,}",
+                "horizon": f"{trial.tokens:,}",
+                **({"variant": trial.label} if trial.label else {}),
+                "lr": f"{trial.lr:.3g}",
+                "seed": str(trial.seed),
+                "stopped at": f"{outcome.tokens:,}",
+                "on the report at": f"{stop.report_tokens:,}",
+                "by": str(stop.by["name"]),
+                "forecast": "-" if said is None else f"{said.loss:.4f} ({said.low:.4f} to {said.high:.4f})",
+                "best then": "-" if said is None else f"{said.best:.4f}",
+            }
+        )
+    return tuple(found)
 
 
 def _failed(sweep: Sweep, agenda: Agenda) -> list[str]:

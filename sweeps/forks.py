@@ -33,14 +33,15 @@ def fork_tokens(trial: Trial) -> int | None:
     return tokens if tokens > schedule.warmup_tokens else None
 
 
-def trunk_of(branches: Sequence[Trial]) -> Trial:
+def trunk_of(branches: Sequence[Trial], *, later: Sequence[Trial] = ()) -> Trial:
     """Return the trunk of branches that share one (`trunk_key`): it looks where any of them does, and judges nothing.
 
-    Its identity is what its branches share; how far it goes, and where it looks, is not part of it.
+    Its identity is what its branches share; how far it goes, and where it looks, is not part of it. It looks where
+    `later` ones do too, which come when it has ended, and goes on for them then.
     """
     first = branches[0]
     last = max(fork for branch in branches if (fork := fork_tokens(branch)) is not None)
-    marks = tuple(sorted({mark for branch in branches for mark in branch.marks if mark <= last}))
+    marks = tuple(sorted({mark for branch in (*branches, *later) for mark in branch.marks if mark <= last}))
     fields = {**first.schedule.fields, "cooldown_fraction": 0.0}
     return replace(
         first,

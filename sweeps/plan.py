@@ -128,6 +128,7 @@ def trials_of(sweep: Sweep, bracket: Bracket, lrs: Iterable[float]) -> list[Tria
     """Return the trials of a bracket at these LRs: all its seeds, each to the furthest cell that wants it."""
     open_ended = is_open_ended(sweep)
     size = bracket.variant.size
+    stopping = tuple(part.identity() for part in sweep.stoppers)
     label = _axes_text(sweep, bracket.variant, bracket.variant.values)
     trials = []
     for lr in lrs:
@@ -149,6 +150,7 @@ def trials_of(sweep: Sweep, bracket: Bracket, lrs: Iterable[float]) -> list[Tria
                     ladder=ladder,
                     asides=tuple(sorted(marks - rungs)),
                     absurd_factor=sweep.absurd_factor,
+                    stopping=stopping,
                     data_fingerprint=size.data_fingerprint,
                     precision=sweep.precision,
                     open_ended=open_ended,

@@ -13,6 +13,7 @@ from sweeps.agenda import Agenda, Outcome, grid_chooser, is_done
 from sweeps.spec import Sweep, Trial
 
 LONGER = " (a longer horizon would start anew)"
+OTHERWISE = " (under another rule it would start anew)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,15 @@ def find_garbage(sweep: Sweep, *, home: Path) -> list[Garbage]:
     store = SweepStore(home, sweep.experiment)
     outcomes = Index.open(store).outcomes()
     wanted = _wanted_keys(sweep, outcomes)
+    followed = [part.identity() for part in sweep.stoppers]
     garbage = []
     for key in sorted(store.keys()):
         folder = store.trials / key
         files = [*folder.glob("*.safetensors"), *(p for p in (folder / SCRIPT_FOLDER).rglob("*") if p.is_file())]
-        why = _why(outcomes.get(key), in_plan=wanted is None or key in wanted)
+        outcome, in_plan = outcomes.get(key), wanted is None or key in wanted
+        why = _why(outcome, in_plan=in_plan)
+        if why is None and outcome is not None and outcome.stop is not None and outcome.stop.by in followed:
+            why = f"stopped{OTHERWISE}"
         if files and why is not None:
             garbage.append(Garbage(key, why, len(files), sum(file.stat().st_size for file in files)))
     return garbage

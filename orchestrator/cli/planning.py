@@ -7,12 +7,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.build import target_of
 from orchestrator.cli.timing import time_of
 from orchestrator.config import Loaded
-from orchestrator.config.checks import NEIGHBOURS
+from orchestrator.config.checks import NEIGHBOURS, cautions
 from orchestrator.progress import PROGRESS_FILE
 from orchestrator.store import SweepStore
 from orchestrator.store.index import Index
@@ -33,6 +34,7 @@ from sweeps.plan import (
     trials_of,
 )
 from sweeps.spec import Cell, Json, Part, Range, Sweep, Trial, content_key
+from sweeps.stopping import STOPPERS
 
 SAME = 1e-9  # two numbers this near are one
 
@@ -167,6 +169,9 @@ def _notes(sweep: Sweep) -> list[str]:
     notes = []
     if rounded:
         notes.append(f"horizons rounded to whole batches: {', '.join(f'{tokens:,}' for tokens in rounded)}")
+    notes += [f"warning: {text}" for text in cautions(sweep)]
+    if any(STOPPERS[part.name].learns for part in sweep.stoppers):
+        notes.append("short trials come first, one by one: from them the stopper learns which longer ones are hopeless")
     if sweep.search.name == "grid" and sweep.search.grow:
         notes.append(f"where the best LR is at an edge, up to {sweep.search.grow} LRs more beyond it")
     least, made = len(sweep.law.variables) + 2, len(cells_of(sweep))
@@ -227,7 +232,9 @@ def by_cell(
         of_cell = [
             (trial, outcome)
             for trial, outcome in ended.get(_recipe_key(wanted), ())
-            if trial.seed in cell.seeds and (not open_ended or trial.tokens >= cell.tokens)
+            if trial.seed in cell.seeds
+            and (not open_ended or trial.tokens >= cell.tokens)
+            and (outcome.stop is None or outcome.stop.holds_for(replace(trial, stopping=wanted.stopping)))
         ]
         found.append((cell, of_cell))
     return found
@@ -250,6 +257,7 @@ def _cell_status(sweep: Sweep, cell: Cell, found: Sequence[tuple[Trial, Outcome]
     return {
         "label": cell.label,
         "done": len(found),
+        "stopped": sum(outcome.outcome == "stopped" for _, outcome in found),
         "trials": max(first_lrs(sweep) * len(cell.seeds), len(found)),
         "best_lr": None if best_loss is None else best,
         "best_loss": best_loss,

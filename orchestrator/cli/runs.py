@@ -168,7 +168,7 @@ def _print_status(found: Mapping[str, Json]) -> None:
         rows = [
             [
                 cell["label"],
-                f"{cell['done']}/{cell['trials']}",
+                f"{cell['done']}/{cell['trials']}" + (f", {cell['stopped']} stopped" if cell["stopped"] else ""),
                 "" if cell["best_lr"] is None else f"{cell['best_lr']:.3g}",
                 "" if cell["best_loss"] is None else f"{cell['best_loss']:.4f}",
                 *([_target_text(cell["target"])] if targets else []),

@@ -12,6 +12,7 @@ from sweeps.agenda import LAW, first_tokens, first_trials
 from sweeps.errors import ConfigError
 from sweeps.schedules import Schedule
 from sweeps.spec import Axes, LawSpec, Range, Resources, Search, Sweep, Validation, Variant
+from sweeps.stopping import STOPPERS
 
 MAX_TOKENS = 10**15  # of a run: what the name of a checkpoint has digits for, some 30 times the longest known
 MAX_TRIALS = 100_000  # of a sweep: planned in seconds; a choice
@@ -123,3 +124,13 @@ def check_budget(sweep: Sweep) -> None:
         raise must("budget.trials", f"at least the {trials:,} trials that the axes ask for", sweep.budget.trials)
     if sweep.budget.tokens is not None and tokens > sweep.budget.tokens:
         raise must("budget.tokens", f"at least the {tokens:,} tokens that the axes ask for", sweep.budget.tokens)
+
+
+def cautions(sweep: Sweep) -> list[str]:
+    """Return what is to be said of a sweep's stoppers."""
+    biased = [part.name for part in sweep.stoppers if STOPPERS[part.name].biased]
+    return [
+        f"stopping: {name} ranks losses in mid-schedule, which favours LRs that only look good early: the law is "
+        "biased; for comparison only"
+        for name in biased
+    ]

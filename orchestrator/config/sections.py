@@ -139,6 +139,7 @@ def read_resources(node: Json, batches: tuple[int, ...]) -> Resources:
     if resources.cuda_graph and not resources.gpus:
         raise must("resources.cuda_graph", "false where resources.gpus is 0: a CUDA graph needs a GPU", True)
     positive("resources.concurrent", resources.concurrent)
+    positive("resources.lockstep", resources.lockstep)
     positive("resources.checkpoint_seconds", resources.checkpoint_seconds)
     positive("resources.report_seconds", resources.report_seconds)
     at_least("resources.retries", resources.retries, 0)

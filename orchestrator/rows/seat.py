@@ -10,9 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orchestrator.board import seen_by, stopped_outcome
 from orchestrator.build import AnyRun, build_run, target_of
 from orchestrator.store import TrialStore
 from orchestrator.store.index import outcome_of
+from orchestrator.store.stops import read_stop
 from sweeps.agenda import is_done
 from sweeps.curves import Curve
 from sweeps.forks import fork_tokens, trunk_of
@@ -57,6 +59,11 @@ class Seat:
             self._end(outcome)
         else:
             self._resume()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for its trunk."""
+        return self.run is None and not self.ended
 
     @property
     def fork_tokens(self) -> int:
@@ -119,25 +126,54 @@ class Seat:
     def advance(self, deadline: float) -> None:
         """Train until the deadline (monotonic seconds) or the end."""
         run = self.run
-        if self.ended or run is None:
-            return
-        with self._working(run):
+        assert run is not None
+        with self.working():
             while run.status == "running" and time.monotonic() < deadline:
                 run.advance(deadline=deadline, clock=time.monotonic)
-        if run.status != "running":
-            self._finish(run)
+        self.settle()
+
+    def settle(self) -> None:
+        """Write the outcome of a run that is over."""
+        if self.run is not None and not self.ended and self.run.status != "running":
+            self._finish(self.run)
 
     @contextlib.contextmanager
-    def _working(self, run: AnyRun) -> Iterator[None]:
-        """Count the time and the tokens of what is trained in the block."""
+    def working(self, *, among: int = 1) -> Iterator[None]:
+        """Count the time, shared with so many, and the tokens of what is trained in the block."""
+        run = self.run
+        assert run is not None
         started, first = time.monotonic(), run.tokens
         try:
             yield
         except BaseException:
             self.ended = True  # broken in the middle of a step: it must not be saved
             raise
-        self._seconds += time.monotonic() - started
+        self._seconds += (time.monotonic() - started) / among
         self._store.append_work(first, run.tokens)
+
+    def heed(self, trunk: Trunk | None) -> None:
+        """End a run that is told to stop. Its state is kept: it goes on from there once no stopper wants that."""
+        stop = read_stop(self._store.folder) if self.trial.stopping and not self.ended else None
+        if stop is None or not stop.holds_for(self.trial):
+            return
+        run = self.run
+        if run is None:
+            assert trunk is not None
+            seen = seen_by(self.trial, [] if trunk.run is None else trunk.run.points)
+            outcome = stopped_outcome(self.trial, stop, seen, trunk=trunk.trial.key)
+            self._first_tokens = outcome["tokens"]
+            self._store.write_outcome(outcome)
+            self._end(outcome)
+        else:
+            self._give_up(run, {"reason": stop.why, "stop": stop.to_json()})
+
+    def _give_up(self, run: AnyRun, why: dict[str, Any]) -> None:
+        """End a run that may be wanted again."""
+        self.save()
+        outcome = {**self._record(run, "stopped"), **why}
+        self._store.write_outcome(outcome)
+        run.close()
+        self._end(outcome)
 
     def pause(self) -> None:
         """Save a run that is under way; it goes on from here another time."""
@@ -150,7 +186,7 @@ class Seat:
 
     def message(self) -> dict[str, Any] | None:
         """Return what is new since the last message, as plain JSON; None before it begins, and once its end is told."""
-        if self._told or (self.run is None and not self.ended):
+        if self._told or self.waits:
             return None
         self._told = self.ended
         points = self.run.points if self.run is not None else []
@@ -159,7 +195,7 @@ class Seat:
             "key": self.trial.key,
             "status": self._status,
             "reason": self._reason,
-            "tokens": self.run.tokens if self.run is not None else 0,
+            "tokens": self.run.tokens if self.run is not None else self._first_tokens,
             "first_tokens": self._first_tokens,
             "points": [
                 {"tokens": p.tokens, "step": p.step, "timestamp": p.timestamp, "metrics": dict(p.metrics)} for p in new
@@ -184,9 +220,18 @@ class Seat:
         keep = self.trial.open_ended and kind == "finished"
         if keep:
             self.save()
+        outcome = self._record(run, kind)
+        self._store.write_outcome(outcome)
+        if not keep:
+            self._store.drop_checkpoints()
+        run.close()
+        self._end(outcome)
+
+    def _record(self, run: AnyRun, kind: str) -> dict[str, Any]:
+        """Return the outcome as it stands in its file."""
         curve = Curve().append(run.points)
         target = None if self.trial.trunk else target_of(self.trial.workload, curve, cwd=self._cwd)
-        outcome = {
+        return {
             "key": self.trial.key,
             "outcome": kind,
             "reason": run.reason,
@@ -198,11 +243,6 @@ class Seat:
             "target": None if target is None else asdict(target),
             "forked_from": self._forked_from,
         }
-        self._store.write_outcome(outcome)
-        if not keep:
-            self._store.drop_checkpoints()
-        run.close()
-        self._end(outcome)
 
     def _end(self, outcome: dict[str, Any]) -> None:
         self._outcome = outcome
@@ -210,10 +250,13 @@ class Seat:
 
 
 class Trunk(Seat):
-    """The trunk of a row's branches: it ends at the last fork, and keeps its checkpoint for a longer horizon."""
+    """The trunk of a row's branches: it ends at the last fork, and keeps its checkpoint for a longer horizon.
 
-    def __init__(self, branches: Sequence[Seat], config: dict[str, Any]) -> None:
-        super().__init__(trunk_of([seat.trial for seat in branches]), config)
+    `later` are branches of rows to come, at whose marks it looks too.
+    """
+
+    def __init__(self, branches: Sequence[Seat], config: dict[str, Any], *, later: Sequence[Trial] = ()) -> None:
+        super().__init__(trunk_of([seat.trial for seat in branches], later=later), config)
 
     def _open(self) -> None:
         self._resume()  # whatever it ended as: its branches need its state
@@ -223,19 +266,31 @@ class Trunk(Seat):
         """How far it is."""
         return 0 if self.run is None else self.run.tokens
 
-    def advance_to(self, branch: Seat, deadline: float) -> bool:
-        """Train to a branch's fork or the deadline; return whether it can leave here: also if it has diverged."""
-        self.begin()
-        run, fork = self.run, branch.fork_tokens
+    def carries(self, branch: Seat) -> bool:
+        """Return whether a branch can leave here: at its fork, or where it has diverged."""
+        run = self.run
         assert isinstance(run, Run)
-        with self._working(run):
-            while not (over := run.tokens >= fork or run.status == "diverged" or branch.diverges_on(run)):
-                if time.monotonic() >= deadline:
-                    break
-                run.advance(deadline=deadline, until=fork, clock=time.monotonic)
-        return over
+        return run.tokens >= branch.fork_tokens or run.status == "diverged" or branch.diverges_on(run)
+
+    def advance_to(self, branch: Seat, deadline: float) -> None:
+        """Train to where a branch can leave, or to the deadline."""
+        run = self.run
+        assert isinstance(run, Run)
+        with self.working():
+            while not self.carries(branch) and time.monotonic() < deadline:
+                run.advance(deadline=deadline, until=branch.fork_tokens, clock=time.monotonic)
+
+    def settle(self) -> None:
+        """Do nothing: it ends when its last branch has left."""
 
     def end(self) -> None:
         """Write the outcome: no branch is to come; it is before its last fork only if they have all diverged."""
         if not self.ended and self.run is not None:
             self._finish(self.run)
+
+    def leave(self) -> None:
+        """Write the outcome: its branches were told to stop before their forks, but longer ones may want it."""
+        if self.run is None:
+            self.pause()
+        elif not self.ended:
+            self._give_up(self.run, {"reason": "its branches were stopped"})

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
+from orchestrator.rows.family import Family
+from orchestrator.rows.lockstep import Lockstep
 from orchestrator.rows.seat import Seat, Trunk
 from orchestrator.store import STOP_FILE
-from sweeps.forks import fork_tokens
+from sweeps.forks import Family as Alone
+from sweeps.forks import families, trunk_key
 from sweeps.spec import Trial
+from workloads.run import Run
 
 
 class Row(tune.Trainable):
     """K runs of one shape in one process; a row of one is an ordinary Tune trial.
 
-    Its config is {"row": JSON text of {"trials": [Trial.to_json()], "folder", "fence", "resources", "cwd"}}:
+    Its config is {"row": JSON text of {"trials": [Trial.to_json()], "later": the same of trials that go on from their
+    trunk after this row, "lockstep": runs trained together (1: none), "folder", "fence", "forks", "resources", "cwd"}}:
     one text, as Tune walks and writes every field of a config many times. A restarted actor comes back through
     `setup`, a reused one through `reset_config`: both recover from the newest checkpoint.
     """
@@ -54,49 +61,84 @@ class Row(tune.Trainable):
 
     @property
     def _all(self) -> list[Seat]:
-        return [*self._seats, *([] if self._trunk is None else [self._trunk])]
+        return [seat for family in self._families for seat in family.all]
 
     def _open(self, row: dict[str, Any]) -> None:
-        """Open a seat for each trial, those that share a trunk in the order of their forks."""
+        """Open the families of trials; nothing begins while the sweep is asked to stop."""
         if Path(row["cwd"]).is_dir():
             os.chdir(row["cwd"])  # a user's relative paths mean the folder the sweep was started in
+        self._config = row
         self._folder = Path(row["folder"])
         self._report_seconds = float(row["resources"]["report_seconds"])
         self._checkpoint_seconds = float(row["resources"]["checkpoint_seconds"])
         self._saved_at = time.monotonic()
-        self._trunk: Trunk | None = None
-        self._seats: list[Seat] = []
+        self._lockstep = Lockstep(row["lockstep"]) if row["lockstep"] > 1 else None
+        self._families: list[Family] = []
         if (self._folder / STOP_FILE).exists():
-            return  # nothing new begins: the row ends with nothing to report
-        trials = [Trial.from_json(record) for record in row["trials"]]
-        self._seats = [Seat(trial, row) for trial in sorted(trials, key=lambda trial: fork_tokens(trial) or 0)]
-        fresh = [seat for seat in self._seats if not seat.begun]
-        if row["forks"] and any(seat.fork_tokens for seat in fresh):
-            trunk = Trunk(fresh, row)
-            waiting = [seat for seat in fresh if seat.fork_tokens >= trunk.tokens]  # a trunk beyond it carries none
-            if len(waiting) > 1 or (waiting and trunk.begun):
-                self._trunk = trunk
-                fresh = [seat for seat in fresh if seat not in waiting]
-        for seat in fresh:
-            seat.begin()
+            return
+        trials, later = ([Trial.from_json(record) for record in row[name]] for name in ("trials", "later"))
+        shared = families(trials) if row["forks"] else [Alone((trial,)) for trial in trials]
+        for family in shared:
+            trunk = trunk_key(family.branches[0])
+            more = [trial for trial in later if trunk is not None and trunk_key(trial) == trunk]
+            self._families.append(Family(family.branches, row, later=more))
 
     def _advance(self, deadline: float) -> None:
-        """Train one run after another until the deadline; save what is under way when it is time."""
-        for seat in self._seats:
-            if seat.run is None and not seat.ended:
-                assert self._trunk is not None
-                if not self._trunk.advance_to(seat, deadline):
-                    break
-                seat.fork(self._trunk)
-                if all(other.run is not None or other.ended for other in self._seats):
-                    self._trunk.end()  # before its last branch trains: whatever is killed now finds the trunk done
-            seat.advance(deadline)
-            if not seat.ended:
-                break
+        """Train what is due until the deadline; save what is under way when it is time."""
+        for family in self._families:
+            family.heed()
+        while time.monotonic() < deadline and (due := [at for f in self._families if (at := f.due()) is not None]):
+            if self._lockstep is not None:
+                self._advance_together(self._lockstep, due, deadline)
+            else:
+                seat, branch = due[0]
+                if isinstance(seat, Trunk) and branch is not None:
+                    seat.advance_to(branch, deadline)
+                else:
+                    seat.advance(deadline)
         if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
             for seat in self._all:
                 seat.save()
             self._saved_at = time.monotonic()
+
+    def _advance_together(self, lockstep: Lockstep, due: Sequence[tuple[Seat, Seat | None]], deadline: float) -> None:
+        """Train runs of one shape that stand at one place, until one of them is over or its branch can leave."""
+        seats = {seat.run: (seat, branch) for seat, branch in due if isinstance(seat.run, Run)}
+        group = lockstep.group(list(seats))
+        pairs = [seats[run] for run in group]
+        forks = [branch.fork_tokens for _, branch in pairs if branch is not None]
+
+        def over() -> bool:
+            return any(isinstance(trunk, Trunk) and b is not None and trunk.carries(b) for trunk, b in pairs)
+
+        try:
+            with contextlib.ExitStack() as stack:
+                for seat, _ in pairs:
+                    stack.enter_context(seat.working(among=len(group)))
+                lockstep.advance(group, min(forks, default=None), deadline, over=over)
+        except torch.OutOfMemoryError:
+            if not self._use_less_memory(group):
+                raise
+            return
+        for seat, _ in pairs:
+            seat.settle()
+
+    def _use_less_memory(self, group: Sequence[Run]) -> bool:
+        """Go on from the newest checkpoints with half as many runs at a time; of one run, with half the micro-batch.
+
+        The trials stay what they are. Returns whether there was anything to halve.
+        """
+        row, spec = self._config, group[0].spec
+        micro = (spec.micro_batch_tokens or spec.batch_tokens) // 2
+        torch.cuda.empty_cache()
+        if len(group) > 1:
+            row = {**row, "lockstep": max(2, len(group) // 2)}
+        elif micro and micro % spec.workload.facts().tokens_per_example == 0 and spec.batch_tokens % micro == 0:
+            row = {**row, "resources": {**row["resources"], "micro_batch_tokens": micro}}
+        else:
+            return False
+        self._open(row)
+        return True
 
     def _close(self) -> None:
         for seat in self._all:

@@ -151,9 +151,18 @@ def cluster(resources: Resources) -> Iterator[None]:
         ray.shutdown()
 
 
+def _rows_at_once(resources: Resources) -> int:
+    """Return how many rows the cluster runs at once, as it is now."""
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    asked = {"CPU": resources.cpus, "GPU": resources.gpus}
+    fitting = [int(there.get(name, 0.0) / share) for name, share in asked.items() if share]
+    return max(1, min([*fitting, *([] if resources.concurrent is None else [resources.concurrent])]))
+
+
 def run_rows(driver: Driver) -> None:
     """Run rows until the driver has no more; returns when all have ended."""
     resources = driver.sweep.resources
+    driver.rows_at_once = _rows_at_once(resources)
     folder = tempfile.mkdtemp(prefix="powersweep-tune-")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a crash is told by the driver, in a line
     for name, value in QUIET.items():

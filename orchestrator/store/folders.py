@@ -6,6 +6,7 @@
     stop                there while the driver is asked to stop
     trials/<key>/
         <tokens>.<fence>.<crc32>.safetensors    the two newest checkpoints
+        stop.json                               that a stopper ends the trial (orchestrator.store.stops)
         outcome.json                            how the trial ended
         work.log                                tokens really trained, append-only
         error.txt                               the tracebacks of its crashes, if there were any
@@ -178,13 +179,17 @@ class TrialStore:
 
     def write_outcome(self, outcome: Mapping[str, Any]) -> None:
         """Write how the trial ended, in place of an earlier outcome: plain JSON, see `orchestrator.store.index`."""
+        self.write_json(OUTCOME_FILE, outcome)
+
+    def write_json(self, name: str, record: Mapping[str, Any]) -> None:
+        """Write a file of plain JSON, whole or not at all."""
         self._check()
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with _temporary(self.folder) as temporary:
-                temporary.write_text(json.dumps(outcome))
+                temporary.write_text(json.dumps(record))
                 self._check()
-                _land(temporary, self.folder / OUTCOME_FILE)
+                _land(temporary, self.folder / name)
 
     def read_outcome(self) -> dict[str, Any] | None:
         """Return how the trial ended, None if it has not (or if the file is corrupt: the trial then runs again)."""

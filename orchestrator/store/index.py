@@ -1,8 +1,9 @@
 """All outcomes of a sweep at once: the outcome files, cached as one Parquet file and refreshed by change.
 
 An outcome file is plain JSON: key, outcome (one of `spec.OUTCOMES`), reason, exceeded (see `Outcome`), tokens, seconds,
-curve (`Curve.to_json`), trial (`Trial.to_json`), target (null, or metric, value and reached_tokens) and forked_from
-(null, or the key of its trunk and the tokens it left it at). A trunk has one too, its trial marked as such.
+curve (`Curve.to_json`), trial (`Trial.to_json`), target (null, or metric, value and reached_tokens), forked_from
+(null, or the key of its trunk and the tokens it left it at) and stop (null, or `Stopped.to_json`). A trunk has one too,
+its trial marked as such.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.store.folders import OUTCOME_FILE, SweepStore, read_outcome
 from orchestrator.store.lease import reading
-from sweeps.agenda import Outcome, Target
+from sweeps.agenda import Outcome, Stopped, Target
 from sweeps.curves import Curve, replacing
 from sweeps.errors import StoreError
 
@@ -40,8 +41,11 @@ SCHEMA = pa.schema(
         ("trial", pa.string()),  # JSON
         ("target", pa.string()),  # JSON
         ("forked_from", pa.string()),  # JSON
+        ("stop", pa.string()),  # JSON
     ]
 )
+
+PARTS = ("curve", "trial", "target", "forked_from", "stop")  # those columns that are JSON
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +95,7 @@ class Index:
         for key, entry in self._entries.items():
             if key not in self._outcomes:
                 row = entry.row
-                parts = {name: json.loads(row[name] or "null") for name in ("curve", "trial", "target", "forked_from")}
+                parts = {name: json.loads(row[name] or "null") for name in PARTS}
                 self._outcomes[key] = outcome_of({**row, **parts})
         return dict(sorted(self._outcomes.items()))
 
@@ -125,6 +129,7 @@ def outcome_of(record: Mapping[str, Any]) -> Outcome:
         forked_from=(str(record["forked_from"][0]), int(record["forked_from"][1]))
         if record.get("forked_from")
         else None,
+        stop=Stopped.from_json(record["stop"]) if record.get("stop") else None,
     )
 
 
@@ -136,10 +141,7 @@ def _row(key: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "exceeded": record.get("exceeded"),
         "tokens": int(record.get("tokens", 0)),
         "seconds": float(record.get("seconds") or 0.0),
-        "curve": json.dumps(record.get("curve")),
-        "trial": json.dumps(record.get("trial")),
-        "target": json.dumps(record.get("target")),
-        "forked_from": json.dumps(record.get("forked_from")),
+        **{name: json.dumps(record.get(name)) for name in PARTS},
     }
 
 

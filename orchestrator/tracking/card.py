@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sweeps.agenda import Outcome
+from sweeps.spec import canonical_json
 
 PARTS = ("workload", "optimizer", "schedule")
 PLAIN = ("lr", "batch_tokens", "tokens", "seed", "parameters", "precision")
@@ -72,6 +73,11 @@ def outcome_tags(outcome: Outcome) -> dict[str, str]:
         tags["trunk_key"], tags["forked_at_tokens"] = outcome.forked_from[0], str(outcome.forked_from[1])
     if outcome.exceeded is not None:
         tags["exceeded"] = repr(outcome.exceeded)
+    stop = outcome.stop
+    if stop is not None:
+        tags["stopped_by"], tags["stopped_on_report_tokens"] = canonical_json(stop.by), str(stop.report_tokens)
+        if stop.forecast is not None:
+            tags |= {f"forecast_{name}": repr(value) for name, value in asdict(stop.forecast).items()}
     return tags
 
 

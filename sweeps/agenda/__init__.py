@@ -12,7 +12,7 @@ from sweeps.agenda.choosers import (
     grid_chooser,
 )
 from sweeps.agenda.for_law import LawPlanner
-from sweeps.agenda.outcomes import LOSS, Outcome, Target, is_done, result_of
+from sweeps.agenda.outcomes import LOSS, Outcome, Stopped, Target, is_done, result_of
 
 __all__ = [
     "LAW",
@@ -23,6 +23,7 @@ __all__ = [
     "LawPlanner",
     "Outcome",
     "Planner",
+    "Stopped",
     "Target",
     "first_lrs",
     "first_tokens",

@@ -19,12 +19,15 @@ from sweeps.agenda.outcomes import Outcome, is_done, result_of
 from sweeps.forks import trunk_key
 from sweeps.plan import Bracket
 from sweeps.spec import Cell, Result, Sweep, Trial
+from sweeps.stopping import STOPPERS
 
 
 class Agenda:
     """The open trials of a sweep; grows as outcomes come in.
 
-    Trials come in the order of their cost, dearest first, so that the last ones to run are short. What the budget
+    Trials come in the order of their cost, dearest first, so that the last ones to run are short, and with all that
+    wait for the same trunk. Where the sweep follows a stopper that learns, the cheapest come first, cell by cell and in
+    each the middle of the LRs before the outer ones, one by one and no two of one trunk at a time. What the budget
     leaves beyond the first trials is shared equally between fields, so that growth does not depend on which of them
     ends first. With `brackets` false only what is added is on it.
     """
@@ -38,9 +41,10 @@ class Agenda:
         self.refused: list[str] = []
         self._planner = chooser if isinstance(chooser, Planner) else ByBracket(sweep, chooser)
         self._boards = [_Board(field) for field in self._planner.fields() if brackets]
-        self._home: dict[str, _Board] = {}
+        self._home: dict[str, tuple[_Board, Bracket]] = {}
         self._at = {cell.key: (board, b) for board in self._boards for b in board.field for cell in b.cells}
-        self._ready: list[tuple[float, str]] = []
+        self._learns = any(STOPPERS[part.name].learns for part in sweep.stoppers)
+        self._ready: list[tuple[float, int, float, str]] = []  # cost, batch, how far off the middle LR, key
         self._family: dict[str, str] = {}  # trial key -> what it shares a trunk with
         self._families: dict[str, set[str]] = {}  # of those that are ready
         self._running: set[str] = set()
@@ -60,28 +64,98 @@ class Agenda:
         return not (self._families or self._running or any(board.open for board in self._boards))
 
     def waiting(self) -> list[Trial]:
-        """Return the trials to be taken, dearest first."""
-        return [self.trials[key] for _, key in sorted(self._ready) if self._is_ready(key)]
+        """Return the trials to be taken, in their order."""
+        return [self.trials[item[-1]] for item in sorted(self._ready) if self._is_ready(item[-1])]
 
-    def take(self) -> list[Trial]:
-        """Return the next trial to run, with all that wait for the same trunk; [] if none is waiting now."""
-        while self._ready:
-            _, key = heapq.heappop(self._ready)
+    def next_up(self) -> Trial | None:
+        """Return a trial that `take` would return, None if none is waiting now."""
+        while self._ready and not self._is_ready(self._ready[0][-1]):
+            heapq.heappop(self._ready)  # taken with its family
+        return self.trials[self._ready[0][-1]] if self._ready else None
+
+    def take(self, most: int = 1) -> list[Trial]:
+        """Return the next trials to run, [] if none is waiting now: of so many trunks of one shape.
+
+        With a trial go all that wait for the same trunk; or, where a stopper learns, only others of its own cell.
+        """
+        taken = self._take_one(None)
+        first = taken[0] if taken else None
+        for _ in range(most - 1 if taken else 0):
+            taken += self._take_one(first)
+        return taken
+
+    def alike(self, trial: Trial) -> int:
+        """Return how many trunks wait that could share a row with a trial's."""
+        return sum(self._fits(self.trials[next(iter(keys))], trial) for keys in self._families.values())
+
+    def _fits(self, trial: Trial, first: Trial) -> bool:
+        """Return whether a trial can share a row with another."""
+        same = (trial.workload, trial.optimizer, trial.batch_tokens) == (
+            first.workload,
+            first.optimizer,
+            first.batch_tokens,
+        )
+        return same and (not self._learns or trial.tokens == first.tokens)
+
+    def _take_one(self, first: Trial | None) -> list[Trial]:
+        busy = {self._family[key] for key in self._running} if self._learns else set()
+        passed = []
+        taken: list[str] = []
+        while self._ready and not taken:
+            item = heapq.heappop(self._ready)
+            key = item[-1]
             if self._is_ready(key):  # else it was taken with its family
-                taken = sorted(self._families.pop(self._family[key]), key=lambda k: (self.trials[k].tokens, k))
-                self._running.update(taken)
-                return [self.trials[key] for key in taken]
-        return []
+                if self._family[key] in busy or (first is not None and not self._fits(self.trials[key], first)):
+                    passed.append(item)
+                    continue
+                taken = self._take(key)
+        for item in passed:
+            heapq.heappush(self._ready, item)
+        self._running.update(taken)
+        return [self.trials[key] for key in taken]
+
+    def _take(self, key: str) -> list[str]:
+        """Take a trial from those that are ready, or its family; return the keys, short horizons first."""
+        family = self._families[self._family[key]]
+        taken = {key} if self._learns else set(family)
+        family -= taken
+        if not family:
+            del self._families[self._family[key]]
+        return sorted(taken, key=lambda k: (self.trials[k].tokens, k))
+
+    def later(self, trial: Trial) -> list[Trial]:
+        """Return the trials that will go on from a taken trial's trunk once it has ended."""
+        keys = self._families.get(self._family[trial.key], ())
+        return sorted((self.trials[key] for key in keys), key=lambda t: (t.tokens, t.key))
+
+    def trunk(self, trial: Trial) -> str | None:
+        """Return the key of the trunk of a trial that had not ended when it came on this agenda, None without one."""
+        family = self._family[trial.key]
+        return None if family == trial.key else family
+
+    def branches(self, trunk: str) -> list[Trial]:
+        """Return the trials of a trunk that had not ended when this agenda was made or they were added."""
+        return [self.trials[key] for key, family in self._family.items() if family == trunk]
+
+    def rivals(self, trial: str) -> tuple[Bracket, list[Trial]] | None:
+        """Return the bracket of a trial with all its trials so far; None of a held-out check's."""
+        if trial not in self._home:
+            return None
+        board, bracket = self._home[trial]
+        return bracket, board.members[bracket.key]
 
     def _is_ready(self, key: str) -> bool:
         return key in self._families.get(self._family[key], ())
 
     def add(self, trials: Sequence[Trial]) -> None:
         """Add trials that belong to no bracket: the held-out check."""
+        middle = sum(math.log(trial.lr) for trial in trials) / max(len(trials), 1)
         for trial in trials:
             self.trials[trial.key] = trial
             if not is_done(trial, self.outcomes.get(trial.key)):
-                heapq.heappush(self._ready, (-trial.tokens * max(trial.flops_per_token, 1.0), trial.key))
+                cost, off = trial.tokens * max(trial.flops_per_token, 1.0), abs(math.log(trial.lr) - middle)
+                place = (cost, trial.batch_tokens, off) if self._learns else (-cost, 0, 0.0)
+                heapq.heappush(self._ready, (*place, trial.key))
                 family = (trunk_key(trial) if self.sweep.forks else None) or trial.key
                 self._family[trial.key] = family
                 self._families.setdefault(family, set()).add(trial.key)
@@ -90,8 +164,8 @@ class Agenda:
         """Record how a trial ended; may add trials."""
         self.outcomes[outcome.key] = outcome
         self._running.discard(outcome.key)
-        board = self._home.get(outcome.key)
-        if board is not None:
+        if outcome.key in self._home:
+            board, _ = self._home[outcome.key]
             board.unfinished.discard(outcome.key)
             if not board.unfinished:
                 self._advance(board)
@@ -119,6 +193,8 @@ class Agenda:
         for trial in board.members[bracket.key]:
             outcome = self.outcomes.get(trial.key)
             if trial.seed in cell.seeds and outcome is not None and outcome.outcome != "failed":
+                if outcome.stop is not None and not outcome.stop.holds_for(trial):
+                    continue  # what stopped it no longer counts: it goes on
                 result = result_of(trial, cell.tokens, outcome)
                 if result.loss is not None or result.outcome != "finished":  # else it did not come so far, or missed it
                     found.append(result)
@@ -139,8 +215,9 @@ class Agenda:
             for key, of_bracket in chosen.items():
                 board.members[key].extend(of_bracket)
             self.add(trials)
+            homes = {bracket.key: bracket for bracket in board.field}
+            self._home.update({t.key: (board, homes[key]) for key, of_bracket in chosen.items() for t in of_bracket})
             for trial in trials:
-                self._home[trial.key] = board
                 if not is_done(trial, self.outcomes.get(trial.key)):
                     board.unfinished.add(trial.key)
 

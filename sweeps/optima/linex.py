@@ -47,10 +47,10 @@ def posterior_of(
     """Return the posterior of the basin's minimum, and the indices of the LRs fitted (three at least are needed)."""
     used = window_of(tried)
     noise = noise_of(tried, used, noise_sd=noise_sd)
-    blown = tried.log_lr[(tried.log_lr > tried.log_lr[tried.best]) & tried.diverged]
+    below, above = tried.bounds
     support = (
-        float(tried.log_lr[0]) - MARGIN,
-        float(blown[0]) if len(blown) else float(tried.log_lr[-1]) + MARGIN,
+        float(tried.log_lr[0]) - MARGIN if below is None else below,
+        float(tried.log_lr[-1]) + MARGIN if above is None else above,
     )
     points = Points(tried.log_lr[used], tried.height[used], tried.count[used])
     return basin_posterior(points, noise=noise, support=support, shape=shape, curvature=curvature), used

@@ -49,6 +49,18 @@ class Tried:
         """The index of the lowest loss."""
         return int(np.argmin(self.loss))
 
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The nearest ln LRs below and above the best that it cannot lie beyond: stopped either side, diverged above.
+
+        A run is stopped as it would end above another: a basin that is higher there than here has its minimum on this
+        side.
+        """
+        best = self.log_lr[self.best]
+        above = self.log_lr[np.isinf(self.loss) & (self.log_lr > best)]
+        below = self.log_lr[np.isinf(self.loss) & ~self.diverged & (self.log_lr < best)]
+        return float(below[-1]) if len(below) else None, float(above[0]) if len(above) else None
+
 
 def tabulate(results: Sequence[Result], *, relative: bool = True) -> Tried | None:
     """Return the results by LR, or None if no trial gave a loss. Failed trials say nothing.

@@ -69,6 +69,7 @@ class ReportData:
         remarks: sentences on what was refused, failed or left out, beside censored cells.
         tracking: address of the tracking store, to look further.
         targets: sentences on how many trials reached the workload's target, and how soon.
+        stopped: of each trial that a stopper ended, the words of the page's table.
     """
 
     name: str
@@ -83,6 +84,7 @@ class ReportData:
     remarks: tuple[str, ...] = ()
     tracking: str | None = None
     targets: tuple[str, ...] = ()
+    stopped: tuple[Mapping[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.laws:

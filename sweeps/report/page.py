@@ -51,7 +51,7 @@ def render(data: ReportData, figures: Mapping[str, bytes]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(data.name)}: learning-rate law</title><style>{CSS}</style></head><body><main>"
         f'<header><p class="kicker">learning-rate law of the sweep</p><h1>{escape(data.name)}</h1></header>'
-        f"{body}{_refused(data)}{_cost(data)}{_recipe(data)}"
+        f"{body}{_refused(data)}{_stopped(data)}{_cost(data)}{_recipe(data)}"
         f"<footer>{escape(data.made_by)}</footer></main></body></html>\n"
     )
 
@@ -247,6 +247,18 @@ def _refused(data: ReportData) -> str:
         said += [f"{prefix}{count} trials {way}" for way, count in lost.items() if count]
     items = "".join(f"<li>{escape(text)}</li>" for text in said) or "<li>nothing</li>"
     return f"<h3>Censored, refused, left out</h3><ul>{items}</ul>"
+
+
+def _stopped(data: ReportData) -> str:
+    """Return the table of the trials that a stopper ended, "" where there is none."""
+    if not data.stopped:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in data.stopped[0])
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(x)}</td>' for x in row.values())}</tr>" for row in data.stopped)
+    return (
+        f"<h3>Stopped runs</h3><p>They bracket the best LR of their cell and have no loss in its fit.</p>"
+        f'<div class="wide"><table class="grid"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _cost(data: ReportData) -> str:

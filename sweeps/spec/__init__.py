@@ -97,6 +97,7 @@ class Trial:
         asides: the marks that are not on the ladder: horizons of an open-ended run, which only evaluates there.
         trunk: whether it is no trial but the trunk of trials (`sweeps.forks`), whose marks are theirs.
         absurd_factor: a loss above this many times the first ends the run as diverged; not part of the identity.
+        stopping: the identities of the stoppers its sweep follows; not part of the identity.
         label: the values of the further axes that make its variant, in words; not part of the identity.
     """
 
@@ -115,6 +116,7 @@ class Trial:
     asides: tuple[int, ...] = ()
     trunk: bool = False
     absurd_factor: float = field(default=ABSURD_FACTOR, compare=False)
+    stopping: tuple[Json, ...] = field(default=(), compare=False)
     parameters: int = field(default=0, compare=False)
     flops_per_token: float = field(default=0.0, compare=False)
     label: str = field(default="", compare=False)
@@ -144,14 +146,15 @@ class Trial:
             "schedule": self.schedule.to_json(),
             "marks": list(self.marks),
             "asides": list(self.asides),
+            "stopping": list(self.stopping),
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Json]) -> Trial:
         """Return the trial of a record made by `to_json`."""
         parts = {name: Part.from_json(record[name]) for name in ("workload", "optimizer", "schedule")}
-        marks = {name: tuple(record.get(name, ())) for name in ("marks", "asides")}
-        return cls(**{**record, **parts, **marks})
+        lists = {name: tuple(record.get(name, ())) for name in ("marks", "asides", "stopping")}
+        return cls(**{**record, **parts, **lists})
 
     def passed_unseen(self, tokens: int, seen: Iterable[int]) -> bool:
         """Return whether a run of this key that stands at `tokens` has passed an aside that is not among `seen`."""
@@ -228,6 +231,11 @@ class Sweep:
     def absurd_factor(self) -> float:
         """How many times its first loss ends a run as diverged."""
         return next((part.fields["above"] for part in self.stopping if part.name == "diverged"), ABSURD_FACTOR)
+
+    @cached_property
+    def stoppers(self) -> tuple[Part, ...]:
+        """The rules it follows across runs; that a run has diverged is told by the run itself."""
+        return tuple(part for part in self.stopping if part.name != "diverged")
 
     @property
     def forks(self) -> bool:

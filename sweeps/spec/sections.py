@@ -127,6 +127,7 @@ class Resources:
         retries: times a crashed row is run again.
         address: of a Ray cluster ("auto"); None: a cluster of this machine alone.
         forks: whether trials that begin alike share a trunk (`sweeps.forks`); each curve is the same either way.
+        lockstep: runs of one shape that a row trains as one program; None: 16 where that pays, on a CPU, else 1.
         compile: whether the training step is compiled (torch.compile); values within float noise.
         cuda_graph: whether each whole step is replayed as one CUDA graph: several times faster for small models.
     """
@@ -140,6 +141,7 @@ class Resources:
     retries: int = 2
     address: str | None = None
     forks: bool = True
+    lockstep: int | None = None
     compile: bool = False
     cuda_graph: bool = False
 

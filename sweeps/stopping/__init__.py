@@ -8,9 +8,9 @@ from __future__ import annotations
 from sweeps.stopping.dominated import Dominated
 from sweeps.stopping.plain import Diverged, NoStopper, Patience
 from sweeps.stopping.ranked import Asha, Median
-from sweeps.stopping.records import CellSoFar, Known, RunSoFar, Stop, Stopper
+from sweeps.stopping.records import CellSoFar, FinalLoss, Known, RunSoFar, Stop, Stopper
 
-__all__ = ["RULES", "STOPPERS", "CellSoFar", "Known", "RunSoFar", "Stop", "Stopper"]
+__all__ = ["RULES", "STOPPERS", "CellSoFar", "FinalLoss", "Known", "RunSoFar", "Stop", "Stopper"]
 
 RULES: dict[str, type[Stopper]] = {  # what a replay can score
     "none": NoStopper,
@@ -20,4 +20,4 @@ RULES: dict[str, type[Stopper]] = {  # what a replay can score
     "median": Median,
     "asha": Asha,
 }
-STOPPERS: dict[str, type[Stopper]] = {"diverged": RULES["diverged"]}  # those that a sweep follows
+STOPPERS: dict[str, type[Stopper]] = {n: rule for n, rule in RULES.items() if n != "none"}  # what a sweep can follow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from sweeps.forecast.running import forecast_final
 from sweeps.forecast.spread import spread_of
 from sweeps.optima.tried import SAME
 from sweeps.stopping.history import Finals, height_of, is_relative, lessons_of, predict_finals
-from sweeps.stopping.records import CellSoFar, Known, RunSoFar, Stop
+from sweeps.stopping.records import CellSoFar, FinalLoss, Known, RunSoFar, Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Dominated:
 
     version: ClassVar[int] = 1
     biased: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
     confidence: float = 0.95
     grace_share: float = 0.05
     neighbours: int = 1
@@ -60,9 +61,9 @@ class Dominated:
         else:
             said = self._by_history(cell, judged, earlier, relative=relative)
         worse = self._worse(cell, said, relative=relative)
-        spared = self._beside(cell, worse)
+        spared = self._beside(cell, worse, _promised(said, relative=relative))
         going = [run for run in judged if run.key in worse and run.key not in spared]
-        return tuple(Stop(run.key, worse[run.key]) for run in going if _beaten(run, cell))
+        return tuple(worse[run.key] for run in going if _beaten(run, cell))
 
     def _by_law(self, judged: Sequence[RunSoFar], law: FittedCurveLaw) -> Finals:
         spread = spread_of(law)
@@ -91,11 +92,11 @@ class Dominated:
             )
         return found
 
-    def _worse(self, cell: CellSoFar, said: Sequence[Finals], *, relative: bool) -> dict[str, str]:
-        """Return why, of each run that is dominated; runs at unlike shares are compared as if independent."""
+    def _worse(self, cell: CellSoFar, said: Sequence[Finals], *, relative: bool) -> dict[str, Stop]:
+        """Return the stop of each run that is dominated; runs at unlike shares are compared as if independent."""
         ended = [loss for run in cell.runs if (loss := run.final_loss) is not None and math.isfinite(loss)]
         best = height_of(min(ended), relative=relative) if ended else math.inf
-        found: dict[str, str] = {}
+        found: dict[str, Stop] = {}
         for own in said:
             for other in said:
                 apart_QO = own.apart if own is other else np.hypot(own.half[:, None], other.half)
@@ -103,23 +104,41 @@ class Dominated:
                 beaten_QO = above_QO > apart_QO
                 for q in np.flatnonzero(beaten_QO.any(axis=1)):
                     rival = float(np.min(other.height[beaten_QO[q]]))
-                    found[own.keys[q]] = self._why(float(own.height[q]), rival, relative=relative)
+                    found[own.keys[q]] = self._stop(own, int(q), rival, relative=relative)
             for q in np.flatnonzero(own.height - best > own.half):
-                found[own.keys[q]] = self._why(float(own.height[q]), best, relative=relative)
+                found[own.keys[q]] = self._stop(own, int(q), best, relative=relative)
         return found
 
-    def _why(self, height: float, rival: float, *, relative: bool) -> str:
-        ends, best = (math.exp(x) if relative else x for x in (height, rival))
-        return f"will end at {ends:.4g}, another at {best:.4g}: worse at {self.confidence:.0%} confidence"
+    def _stop(self, own: Finals, q: int, rival: float, *, relative: bool) -> Stop:
+        height, half = float(own.height[q]), float(own.half[q])
+        heights = (height, height - half, height + half, rival)
+        said = FinalLoss(*(math.exp(min(x, 700.0)) if relative else x for x in heights))
+        why = f"will end at {said.loss:.4g}, another at {said.best:.4g}: worse at {self.confidence:.0%} confidence"
+        return Stop(own.keys[q], why, said)
 
-    def _beside(self, cell: CellSoFar, worse: dict[str, str]) -> set[str]:
+    def _beside(self, cell: CellSoFar, worse: Mapping[str, Stop], promised: float) -> set[str]:
         """Return the runs at LRs that may be best yet, and at the next ones on either side."""
         rank = _ranks([run.lr for run in cell.runs])
         if self.neighbours == 0 or max(rank.values()) == 0:
             return set()
-        hopeful = {rank[run.lr] for run in cell.runs if run.key not in worse and run.outcome in (None, "finished")}
+        hopeful = {rank[run.lr] for run in cell.runs if run.key not in worse and _may_win(run, cell, promised)}
         near = {place + by for place in hopeful for by in range(-self.neighbours, self.neighbours + 1)}
         return {run.key for run in cell.runs if rank[run.lr] in near}
+
+
+def _promised(said: Sequence[Finals], *, relative: bool) -> float:
+    """Return the loss that some running run will end below."""
+    height = min((float(np.min(one.height + one.half)) for one in said if one.keys), default=math.inf)
+    return math.exp(min(height, 700.0)) if relative and math.isfinite(height) else height
+
+
+def _may_win(run: RunSoFar, cell: CellSoFar, promised: float) -> bool:
+    """Whether a run has begun, and has not ended above another one of its seed, nor above what is promised."""
+    if run.running:
+        return len(run.loss) > 0
+    own = run.final_loss
+    finals = [loss for other in cell.runs if other.seed == run.seed and (loss := other.final_loss) is not None]
+    return own is not None and math.isfinite(own) and own <= min(promised, *filter(math.isfinite, finals))
 
 
 def _ranks(lrs: Sequence[float]) -> dict[float, int]:

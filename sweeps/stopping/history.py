@@ -129,8 +129,7 @@ def predict_finals(
     relative: bool,
 ) -> Finals:
     """Return what running runs that are at this share will end with; a run that nothing is known of is left out."""
-    gains = [_gains(lesson, share, relative=relative) for lesson in lessons]
-    errors = [_errors(lessons, gains, n) for n in range(FIRST, len(lessons))]
+    gains, errors = _learnt(tuple(lessons), share, relative)
     dof = sum(bool(one) for one in errors)
     kept = [run for run in runs if math.isfinite(run.loss[-1])]
     if not dof or not kept:
@@ -148,6 +147,13 @@ def predict_finals(
         wide * sd_Q[said_Q],
         wide * apart_QQ[np.ix_(said_Q, said_Q)],
     )
+
+
+@functools.lru_cache(maxsize=64)  # it is asked at every report of a cell, and changes when another one has ended
+def _learnt(lessons: tuple[Lesson, ...], share: float, relative: bool) -> tuple[list[Gains], list[list[Errors]]]:
+    """Return what each cell gained from this share on, and how far each was off when predicted from those before it."""
+    gains = [_gains(lesson, share, relative=relative) for lesson in lessons]
+    return gains, [_errors(lessons, gains, n) for n in range(FIRST, len(lessons))]
 
 
 def _gains(lesson: Lesson, share: float, *, relative: bool) -> Gains:

@@ -18,6 +18,7 @@ class NoStopper:
 
     version: ClassVar[int] = 1
     biased: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     def stops(self, cell: CellSoFar, known: Known) -> tuple[Stop, ...]:
         """Return no run."""
@@ -34,6 +35,7 @@ class Diverged:
 
     version: ClassVar[int] = 1
     biased: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
     above: float = ABSURD_FACTOR
 
     def __post_init__(self) -> None:
@@ -69,6 +71,7 @@ class Patience:
 
     version: ClassVar[int] = 1
     biased: ClassVar[bool] = True
+    learns: ClassVar[bool] = False
     share: float = 0.2
     least_gain: float = 0.0
 

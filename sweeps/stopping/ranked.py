@@ -29,6 +29,7 @@ class Median:
 
     version: ClassVar[int] = 1
     biased: ClassVar[bool] = True
+    learns: ClassVar[bool] = False
     grace_share: float = 0.25
     least_runs: int = 4
 
@@ -69,6 +70,7 @@ class Asha:
 
     version: ClassVar[int] = 1
     biased: ClassVar[bool] = True
+    learns: ClassVar[bool] = False
     eta: float = 4.0
     first_share: float = 1 / 16
 

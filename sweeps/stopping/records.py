@@ -124,11 +124,22 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
+class FinalLoss:
+    """The loss a run is predicted to end with, its interval, and the loss it was compared with."""
+
+    loss: float
+    low: float
+    high: float
+    best: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
-    """A run to be stopped, and why."""
+    """A run to be stopped, and why; with what it would have ended with, from a rule that predicts."""
 
     key: str
     why: str
+    forecast: FinalLoss | None = None
 
 
 class Stopper(Protocol):
@@ -140,6 +151,7 @@ class Stopper(Protocol):
 
     version: ClassVar[int]
     biased: ClassVar[bool]  # whether it ranks raw losses in mid-schedule, which favours LRs that only look good early
+    learns: ClassVar[bool]  # whether it predicts from earlier cells, so that short ones are to end before long ones
 
     def stops(self, cell: CellSoFar, known: Known) -> tuple[Stop, ...]:
         """Return which of the running runs to stop, in the order of the cell's runs."""

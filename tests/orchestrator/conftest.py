@@ -9,7 +9,7 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ import pytest
 
 from orchestrator import launch
 from orchestrator.config import Loaded, load_sweep
+from orchestrator.driver import Driver
+from orchestrator.progress import Progress
 from orchestrator.results import held_out_trials, of_agenda, study
 from orchestrator.search import chooser_of
 from orchestrator.store import SweepStore
-from orchestrator.store.index import Index, outcome_of
+from orchestrator.store.index import Index
 from orchestrator.store.lease import Lease
 from orchestrator.tracking import Tracker
 from sweeps.agenda import Agenda
@@ -61,6 +63,16 @@ class Heard:
         pass
 
 
+class NoTracker:
+    """Takes what a tracker takes, and keeps nothing."""
+
+    def begin(self, *arguments: Any) -> None: ...
+
+    def log(self, *arguments: Any) -> None: ...
+
+    def end(self, *arguments: Any) -> None: ...
+
+
 class Lab:
     """A working folder with a sweep, tiny.yaml, and a powersweep home."""
 
@@ -80,40 +92,58 @@ class Lab:
 
     def train(self, *overrides: str, sweep: str = "tiny.yaml", limit: int = 10**9) -> int:
         """Train here what is missing of a sweep, in its rows but without Ray and MLflow; count the trials."""
-        from orchestrator.rows.trainable import Row
+        with self.driver(*overrides, sweep=sweep) as driver:
+            trained = 0
+            while trained < limit and (row := driver.next_row()) is not None:
+                self.step_through(driver, row)
+                trained += len(row["trials"])
+        return trained
 
+    @contextmanager
+    def driver(self, *overrides: str, sweep: str = "tiny.yaml") -> Iterator[Driver]:
+        """Drive a sweep here, without Ray and MLflow; raises what its driver ended with."""
         loaded = self.load(*overrides, sweep=sweep)
         store = self.store(loaded.sweep.experiment)
         lease = Lease.acquire(store.folder, holder="a test")
         chooser = chooser_of(loaded.sweep, journal=store.folder / "optuna.journal")
         agenda = Agenda(loaded.sweep, chooser, Index.open(store).outcomes())
-        trained, checked = 0, False
-        while trained < limit:
-            if agenda.complete and not checked:
-                checked = True
-                agenda.add(held_out_trials(loaded.sweep, study(loaded.sweep, of_agenda(agenda))))
-            trials = agenda.take()
-            if not trials:
-                break
-            row = Row(config=self.row([trial.to_json() for trial in trials], loaded, fence=lease.fence))
-            done = False
-            while not done:
-                result = row.step()
-                done = result["done"]
-                for message in result["runs"]:
-                    if message["trunk"] is None and message["outcome"] is not None:
-                        agenda.end(outcome_of(message["outcome"]))
-            trained += len(trials)
-        lease.release()
-        return trained
+        checks = iter([lambda: held_out_trials(loaded.sweep, study(loaded.sweep, of_agenda(agenda)))])
+        driver = Driver(
+            loaded.sweep,
+            agenda=agenda,
+            store=store,
+            tracker=NoTracker(),  # type: ignore[arg-type]
+            fence=lease.fence,
+            progress=Progress(self.heard, store.folder),
+            after=lambda: next(checks, list)(),
+        )
+        try:
+            yield driver
+        finally:
+            lease.release()
+            (store.folder / "progress.json").unlink(missing_ok=True)
+        if driver.error is not None:
+            raise driver.error
+
+    def step_through(self, driver: Driver, row: dict[str, Any]) -> None:
+        """Train a row to its end, as Ray would."""
+        from orchestrator.rows.trainable import Row
+
+        seats, done = Row(config={"row": json.dumps(row)}), False
+        while not done and driver.error is None:
+            result = seats.step()
+            done = result["done"]
+            driver.on_messages(result["runs"])
 
     def row(self, trials: Sequence[dict[str, Any]], loaded: Loaded, *, fence: int) -> dict[str, str]:
         """Return the config of a row."""
         row = {
             "trials": list(trials),
+            "later": [],
             "folder": str(self.store(loaded.sweep.experiment).folder),
             "fence": fence,
             "forks": loaded.sweep.forks,
+            "lockstep": loaded.sweep.resources.lockstep or 1,
             "resources": asdict(loaded.sweep.resources),
             "cwd": str(self.folder),
         }

@@ -260,3 +260,50 @@ def test_a_trial_that_diverged_by_a_lower_factor_is_not_done_and_one_of_no_finit
 
 def test_the_held_out_check_is_part_of_the_least_a_sweep_needs() -> None:
     assert first_trials(sweep(validate=Validation(tokens=4096, batch_tokens=16, seeds=3))) == 40 + 9
+
+
+LEARNS = (Part("dominated", fields={"confidence": 0.95, "grace_share": 0.05, "neighbours": 1}),)
+WSD = Part("wsd", fields={"warmup_tokens": 0, "cooldown_fraction": 0.2, "cooldown": "linear"})
+
+
+def test_a_stopper_that_learns_brings_short_trials_first_and_one_of_a_trunk_at_a_time() -> None:
+    asked = sweep(tokens=(1024, 2048, 4096), schedule=WSD, stopping=LEARNS)
+    agenda = Agenda(asked, grid_chooser(asked), {})
+    waiting = agenda.waiting()
+    assert [(t.tokens, t.batch_tokens) for t in waiting] == sorted((t.tokens, t.batch_tokens) for t in waiting)
+    assert [t.lr for t in waiting[:2]] == [0.01, 0.01]  # the middle one, both seeds
+    taken = [agenda.take() for _ in range(21)]
+    assert taken[-1] == []  # five LRs, two seeds, two batches: all their trunks are under way
+    assert [len(some) for some in taken[:-1]] == [1] * 20
+    ((first,), *_) = taken
+    assert [t.tokens for t in agenda.later(first)] == [2048, 4096]
+    agenda.end(outcome(first, 1.0))
+    ((longer,), more) = agenda.take(), agenda.take()
+    assert (longer.tokens, longer.lr, longer.seed, longer.batch_tokens) == (2048, first.lr, first.seed, 16)
+    assert more == []
+
+
+@pytest.mark.parametrize("schedule", [WSD, Part("cosine")], ids=["wsd", "cosine"])
+def test_the_order_of_a_stopper_that_learns_changes_no_growth(schedule: Part) -> None:
+    grown = []
+    for stopping in ((), LEARNS):
+        asked = sweep(schedule=schedule, stopping=stopping)
+        agenda = Agenda(asked, grid_chooser(asked), {})
+        play(agenda, bowl(0.3))
+        grown.append(sorted(agenda.trials))
+    assert grown[0] == grown[1]
+    assert len(grown[0]) > 40
+
+
+def test_a_stopped_trial_is_no_best_lr_and_no_edge() -> None:
+    asked = sweep()
+    agenda = Agenda(asked, grid_chooser(asked), {})
+    told = bowl(0.1)
+    while not agenda.complete:
+        for trial in agenda.take():
+            ended = outcome(trial, told(trial))
+            hopeless = trial.lr == 0.1 and trial.tokens == 2048
+            agenda.end(replace(ended, outcome="stopped", curve=Curve()) if hopeless else ended)
+    lrs = {tokens: {t.lr for t in agenda.trials.values() if t.tokens == tokens} for tokens in (1024, 2048)}
+    assert max(lrs[1024]) > 0.1  # its best is the highest tried: it grows
+    assert max(lrs[2048]) == 0.1

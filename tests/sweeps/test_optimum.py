@@ -192,3 +192,15 @@ def test_students_t_agrees_with_scipy(dof):
         assert t_cdf(-1.3, dof=dof) == pytest.approx(stats.t.cdf(-1.3, dof), rel=1e-9)
     with pytest.raises(ValueError, match=r"^probability:"):
         t_quantile(1.0, dof=dof)
+
+
+@pytest.mark.parametrize("estimator", ["asymmetric", "quadratic"])
+def test_stopped_lrs_bound_where_the_minimum_is_sought(estimator):
+    points = results(1e-3, noise=0.02, seeds=1, offset=0.0)
+    whole = find_optimum(points, estimator=estimator)
+    for lr in (GRID[0], GRID[1], GRID[-2], GRID[-1]):
+        points = replaced(points, lr, loss=None, outcome="stopped")
+    found = find_optimum(points, estimator=estimator)
+    assert found.censored is None
+    assert GRID[1] <= found.low < found.lr < found.high <= GRID[-2]
+    assert found.low < whole.lr < found.high

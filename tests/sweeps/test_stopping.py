@@ -110,8 +110,9 @@ def test_a_cell_that_has_not_begun_is_left_alone(name: str) -> None:
     assert RULES[name]().stops(cell(run("a", []), run("b", [])), EARLIER) == ()
 
 
-def test_a_sweep_follows_no_rule_that_ranks_raw_losses() -> None:
-    assert not any(stopper.biased for stopper in STOPPERS.values())
+def test_the_rules_that_rank_raw_losses_are_named_as_biased_and_one_learns() -> None:
+    assert STOPPERS.keys() == RULES.keys() - {"none"}
+    assert [name for name, rule in RULES.items() if rule.learns] == ["dominated"]
     assert {name for name, rule in RULES.items() if rule.biased} == {"patience", "median", "asha"}
     assert all((rule.__doc__ or "").startswith("Biased.") for rule in (Median, Asha))
 

@@ -8,11 +8,11 @@ from functools import partial
 
 from workloads.pack.shape import differences, shape_key, why_not
 from workloads.pack.streams import Streams
-from workloads.pack.ways import Way, choose
+from workloads.pack.ways import Way, choose, stacking_pays
 from workloads.run import Run
 from workloads.run.live import Live
 
-__all__ = ["Pack", "shape_key", "why_not"]
+__all__ = ["Pack", "shape_key", "stacking_pays", "why_not"]
 
 IDLE_SHARE = 0.25  # of the rows of a compiled stack, below which it is not built anew; a choice: compiling takes 30 s
 

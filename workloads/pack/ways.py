@@ -8,13 +8,16 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from workloads.base import Batch
+from workloads.base import Batch, generator
+from workloads.optim.stepper import Stepper
 from workloads.pack.rules import RULES
+from workloads.pack.shape import why_not
 from workloads.pack.stack import Stack
 from workloads.run import RunSpec
 from workloads.run.live import Live
 
 STACKING_FLOPS = 1e7  # of one run's step, for each parameter tensor; measured on one core by benchmarks/pack.py
+MOST_TENSORS = 100  # more parameter tensors than that has no model whose step is mostly calls
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -62,21 +65,35 @@ def choose(lives: Sequence[Live], specs: Sequence[RunSpec], stacked: bool | None
         stacked: True or False decide; None: as is best.
     """
     if stacked is None:
-        stacked = _stackable(lives[0]) and (specs[0].device != "cpu" or _pays(lives[0], specs[0]))
+        stacked = _stacks(lives[0].model, lives[0].optimizer, specs[0])
     return Stack(lives, specs) if stacked else Turns(lives)
 
 
-def _stackable(live: Live) -> bool:
-    known = all(type(member.optimizer) in RULES for member in live.optimizer.members)
-    return known and all(parameter.dtype == torch.float32 for parameter in live.model.parameters())
+def stacking_pays(spec: RunSpec) -> bool:
+    """Return whether runs of this shape are faster stacked; makes a model of it to see."""
+    if why_not(spec) is not None:
+        return False
+    if (
+        spec.device == "cpu"
+        and spec.workload.facts().flops_per_token * spec.batch_tokens > STACKING_FLOPS * MOST_TENSORS
+    ):
+        return False  # so large that there is no need to make one
+    model = spec.workload.init_model_fn(generator("init", spec.seed))[0]
+    return _stacks(model, spec.optimizer.build(model, peak_lr=spec.peak_lr), spec)
 
 
-def _pays(live: Live, spec: RunSpec) -> bool:
+def _stacks(model: nn.Module, optimizer: Stepper, spec: RunSpec) -> bool:
+    known = all(type(member.optimizer) in RULES for member in optimizer.members)
+    whole = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    return known and whole and (spec.device != "cpu" or _pays(model, optimizer, spec))
+
+
+def _pays(model: nn.Module, optimizer: Stepper, spec: RunSpec) -> bool:
     if spec.compile or spec.precision != "float32":
         return False
-    if any(isinstance(module, CONVOLUTIONS) for module in live.model.modules()):
+    if any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
         return False
-    if len(live.optimizer.members) > 1 or isinstance(live.optimizer.members[0].optimizer, torch.optim.Muon):
+    if len(optimizer.members) > 1 or isinstance(optimizer.members[0].optimizer, torch.optim.Muon):
         return False
-    tensors = sum(1 for _ in live.model.parameters())
+    tensors = sum(1 for _ in model.parameters())
     return spec.workload.facts().flops_per_token * spec.batch_tokens / tensors <= STACKING_FLOPS
