@@ -38,7 +38,7 @@ axes:
   batch_tokens: [4]
   tokens: [64, 128, 256]
 law: {variables: [tokens]}
-resources: {cpus: 1, concurrent: 1}
+resources: {cpus: 1, concurrent: 1, lockstep: 1}
 """
 RAY_SECONDS = 300  # a Ray worker takes many seconds to start on a busy machine
 

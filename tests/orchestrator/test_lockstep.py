@@ -21,6 +21,7 @@ SEEN = ("validation/loss", "train/loss", "lr", "grad_norm")
 GPT = "workload={name: gpt, width: 16, depth: 1, heads: 1, context: 16, validation_tokens: 256}"
 IMAGE = "workload={name: image, width: 4, validation_examples: 50}"
 SEEDS = "axes.seed=[0,1]"
+AUTO = "resources.lockstep=null"  # the sweep of these tests trains run by run
 
 
 def told(outcomes: dict[str, Outcome]) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def test_what_pays_in_lockstep_is_told_by_its_shape(lab: Any) -> None:
         ((IMAGE,), 1),
         (("precision=bfloat16",), 1),
     ):
-        loaded = lab.load(*overrides)
+        loaded = lab.load(AUTO, *overrides)
         trial = trials_of(loaded.sweep, brackets_of(loaded.sweep)[0], [0.1])[0]
         resources = json.loads(lab.row([], loaded, fence=0)["row"])["resources"]
         assert most_of(trial, resources=resources, cwd=Path.cwd()) == most
@@ -79,8 +80,8 @@ def test_what_pays_in_lockstep_is_told_by_its_shape(lab: Any) -> None:
 
 @pytest.mark.parametrize("overrides", [(SEEDS,), ("schedule={name: constant}", SEEDS), (GPT, "axes.batch_tokens=[32]")])
 def test_a_sweep_in_lockstep_has_the_curves_and_the_law_of_one_run_by_run(lab: Any, overrides: tuple[str, ...]) -> None:
-    packed = trained(lab, "packed", *overrides)
-    plain = trained(lab, "plain", *overrides, "resources.lockstep=1")
+    packed = trained(lab, "packed", AUTO, *overrides)
+    plain = trained(lab, "plain", *overrides)
     near(packed, plain)
     laws = [fit(lab.load(*overrides), home=lab.folder / home, environ={}).laws[""] for home in ("packed", "plain")]
     if laws[0] is not None and laws[1] is not None:
@@ -165,3 +166,15 @@ def test_memory_that_one_run_does_not_find_either_ends_the_row(lab: Any, monkeyp
         finish(row)
     row.cleanup()
     assert not lab.outcomes()
+
+
+@pytest.mark.ray
+def test_a_sweep_in_lockstep_on_ray_is_the_same_sweep(lab: Any, ray_here: None) -> None:
+    lab.train()
+    plain = told(lab.outcomes())
+    lab.home = lab.folder / "ray"
+    ended = lab.run(AUTO)
+    assert ended.exit_code == 0, ended.lines
+    assert ended.lines[0].startswith("17 trials ended")
+    near(told(lab.outcomes()), plain)
+    assert set(lab.statuses()) == {"FINISHED", "parent FINISHED"}
