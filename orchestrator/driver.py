@@ -175,18 +175,24 @@ class Driver:
             self._fail(error)
 
     def on_crash(self, keys: Sequence[str], why: str, *, details: str, final: bool) -> None:
-        """Take that a row's process ended; `final` when its retries are used up, `details` for a file."""
+        """Take that a row's process ended; `final` when its retries are used up, `details` for a file.
+
+        Of several trials none is blamed: each is then tried in a row of its own.
+        """
         if isinstance(self.error, LeaseError):
             return
-        for key in keys:
+        under_way = [key for key in keys if key not in self._ended]
+        for key in under_way:
             with contextlib.suppress(OSError):  # a full disk hides the details, not the failure
                 (self._store.trials / key).mkdir(parents=True, exist_ok=True)
                 (self._store.trials / key / ERROR_FILE).write_text(details)
-        if not final:
+        if not final or len(under_way) > 1:
             self.tally.crashes += 1
+            if final:
+                self.agenda.part(under_way)
             return
         try:
-            for key in keys:
+            for key in under_way:
                 self.tally.failed[key] = why
                 self._begin(key)
                 self._end(key, "failed", {"reason": why[:500]})

@@ -47,6 +47,7 @@ class Agenda:
         self._ready: list[tuple[float, int, float, str]] = []  # cost, batch, how far off the middle LR, key
         self._family: dict[str, str] = {}  # trial key -> what it shares a trunk with
         self._families: dict[str, set[str]] = {}  # of those that are ready
+        self._alone: set[str] = set()  # trials that share a row with no other
         self._running: set[str] = set()
         self._spare_trials = _share(sweep.budget.trials, first_trials(sweep), len(self._boards))
         self._spare_tokens = _share(sweep.budget.tokens, first_tokens(sweep), len(self._boards))
@@ -90,6 +91,8 @@ class Agenda:
 
     def _fits(self, trial: Trial, first: Trial) -> bool:
         """Return whether a trial can share a row with another."""
+        if trial.key in self._alone or first.key in self._alone:
+            return False
         same = (trial.workload, trial.optimizer, trial.batch_tokens) == (
             first.workload,
             first.optimizer,
@@ -153,12 +156,22 @@ class Agenda:
         for trial in trials:
             self.trials[trial.key] = trial
             if not is_done(trial, self.outcomes.get(trial.key)):
-                cost, off = trial.tokens * max(trial.flops_per_token, 1.0), abs(math.log(trial.lr) - middle)
-                place = (cost, trial.batch_tokens, off) if self._learns else (-cost, 0, 0.0)
-                heapq.heappush(self._ready, (*place, trial.key))
-                family = (trunk_key(trial) if self.sweep.forks else None) or trial.key
-                self._family[trial.key] = family
-                self._families.setdefault(family, set()).add(trial.key)
+                family = trunk_key(trial) if self.sweep.forks else None
+                self._make_ready(trial, family or trial.key, off=abs(math.log(trial.lr) - middle))
+
+    def part(self, keys: Sequence[str]) -> None:
+        """Let taken trials wait again, each for a row of its own."""
+        for key in keys:
+            self._running.discard(key)
+            self._alone.add(key)
+            self._make_ready(self.trials[key], key, off=0.0)
+
+    def _make_ready(self, trial: Trial, family: str, *, off: float) -> None:
+        cost = trial.tokens * max(trial.flops_per_token, 1.0)
+        place = (cost, trial.batch_tokens, off) if self._learns else (-cost, 0, 0.0)
+        heapq.heappush(self._ready, (*place, trial.key))
+        self._family[trial.key] = family
+        self._families.setdefault(family, set()).add(trial.key)
 
     def end(self, outcome: Outcome) -> None:
         """Record how a trial ended; may add trials."""

@@ -15,12 +15,14 @@ from orchestrator.rows.lockstep import most_of
 from orchestrator.rows.trainable import Row
 from sweeps.agenda import Outcome
 from sweeps.plan import brackets_of, grid_lrs, trials_of
+from workloads.base import stable_seed
 from workloads.pack import Pack
 
 SEEN = ("validation/loss", "train/loss", "lr", "grad_norm")
 GPT = "workload={name: gpt, width: 16, depth: 1, heads: 1, context: 16, validation_tokens: 256}"
 IMAGE = "workload={name: image, width: 4, validation_examples: 50}"
 SEEDS = "axes.seed=[0,1]"
+FEW = ("search.grow=0", "axes.tokens=[64,128,256]")
 AUTO = "resources.lockstep=null"  # the sweep of these tests trains run by run
 
 
@@ -178,3 +180,30 @@ def test_a_sweep_in_lockstep_on_ray_is_the_same_sweep(lab: Any, ray_here: None) 
     assert ended.lines[0].startswith("17 trials ended")
     near(told(lab.outcomes()), plain)
     assert set(lab.statuses()) == {"FINISHED", "parent FINISHED"}
+
+
+BAD = """
+from dataclasses import dataclass
+
+from workloads.quadratic import Quadratic
+
+@dataclass(frozen=True)
+class Bad(Quadratic):
+    def init_model_fn(self, rng):
+        if rng.initial_seed() == BAD_SEED:
+            raise ArithmeticError("bad luck")
+        return Quadratic.init_model_fn(self, rng)
+"""
+
+
+@pytest.mark.ray
+def test_one_bad_trial_of_a_row_fails_alone(lab: Any, ray_here: None) -> None:
+    bad = stable_seed("init", stable_seed("run", 1, 4))  # seed 1 at batch 4
+    (lab.folder / "bad_bowl.py").write_text(BAD.replace("BAD_SEED", str(bad)))
+    ended = lab.run("workload.name='bad_bowl:Bad'", AUTO, SEEDS, "resources.retries=0", "axes.lr=[0.1,0.2,0.4]", *FEW)
+    assert ended.exit_code == 1
+    outcomes = [o for o in lab.outcomes().values() if not o.is_trunk]
+    assert {o.trial["seed"] for o in outcomes} == {0}
+    assert len(outcomes) == 9
+    assert len([line for line in ended.lines if line.startswith("failed: ")]) >= 1
+    assert any("bad luck" in line for line in ended.lines)
