@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +40,7 @@ axes:
 law: {variables: [tokens]}
 resources: {cpus: 1, concurrent: 1, lockstep: 1}
 """
+SEEN = ("validation/loss", "train/loss", "lr", "grad_norm")
 RAY_SECONDS = 300  # a Ray worker takes many seconds to start on a busy machine
 
 
@@ -154,6 +155,22 @@ class Lab:
 
     def outcomes(self, experiment: str = "tiny") -> dict[str, Any]:
         return Index.open(self.store(experiment)).outcomes()
+
+    @staticmethod
+    def told(outcomes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how each trial ended, and its curve but for speeds and times."""
+        return {
+            key: (
+                o.outcome,
+                o.reason,
+                o.tokens,
+                o.exceeded,
+                o.curve.tokens.tolist(),
+                {name: o.curve.metrics[name].tolist() for name in SEEN if name in o.curve.metrics},
+            )
+            for key, o in outcomes.items()
+            if not o.is_trunk
+        }
 
     def law(self, experiment: str = "tiny") -> bytes:
         return (self.store(experiment).folder / "law.json").read_bytes()

@@ -9,11 +9,9 @@ import pytest
 from orchestrator.cli.planning import plan_of
 from orchestrator.results import fit
 from orchestrator.rows.trainable import Row
-from sweeps.agenda import Outcome
 from sweeps.forks import families
 from sweeps.spec import Trial
 
-SEEN = ("validation/loss", "train/loss", "lr", "grad_norm")
 SLOW = ("resources.report_seconds=0.02", "resources.checkpoint_seconds=1000")
 PLAIN = "resources.forks=false"
 GPT = (
@@ -23,22 +21,6 @@ GPT = (
     "search.grow=0",
 )
 POWER = ("schedule={name: power, n0_tokens: 40, cooldown_fraction: 0.3}", "axes.tokens=[64,100,256]")
-
-
-def told(outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    """Return how each trial ended, and its curve but for speeds and times."""
-    return {
-        key: (
-            o.outcome,
-            o.reason,
-            o.tokens,
-            o.exceeded,
-            o.curve.tokens.tolist(),
-            {name: o.curve.metrics[name].tolist() for name in SEEN if name in o.curve.metrics},
-        )
-        for key, o in outcomes.items()
-        if not o.is_trunk
-    }
 
 
 def worked(lab: Any) -> int:
@@ -57,7 +39,7 @@ def test_a_forked_sweep_has_the_curves_and_the_law_of_an_unforked_one(lab: Any, 
     assert tokens >= sum(family.tokens for family in families(finished))
     elsewhere(lab, "plain")
     assert lab.train(*overrides, PLAIN) == trained
-    assert told(lab.outcomes()) == told(forked)
+    assert lab.told(lab.outcomes()) == lab.told(forked)
     assert not any(o.is_trunk or o.forked_from for o in lab.outcomes().values())
     assert tokens < 0.75 * worked(lab)
     if overrides != GPT:  # whose three cells and two LRs make no law
@@ -84,10 +66,10 @@ def test_a_longer_horizon_goes_on_from_the_trunk_and_a_shorter_one_by_itself(lab
     before = worked(lab)
     lab.train("axes.tokens=[64,128,256,512]", "axes.lr=[0.2,0.4]", "search.grow=0")
     assert worked(lab) - before == 2 * 64
-    grown = told(lab.outcomes())
+    grown = lab.told(lab.outcomes())
     elsewhere(lab, "at once")
     lab.train("axes.tokens=[64,128,256,512]", "axes.lr=[0.2,0.4]", "search.grow=0")
-    assert told(lab.outcomes()) == grown
+    assert lab.told(lab.outcomes()) == grown
 
 
 def family_row(lab: Any, *overrides: str, fence: int = 0) -> tuple[Row, list[Trial]]:
@@ -120,10 +102,10 @@ def test_a_row_stopped_anywhere_goes_on_to_the_same_curves_with_nothing_trained_
     finish(row)
     (family,) = families(trials)
     assert worked(lab) == family.tokens
-    stopped = told(lab.outcomes())
+    stopped = lab.told(lab.outcomes())
     elsewhere(lab, "straight")
     finish(family_row(lab, *sweep)[0])
-    assert told(lab.outcomes()) == stopped
+    assert lab.told(lab.outcomes()) == stopped
 
 
 def test_a_run_that_has_ended_is_told_once(lab: Any) -> None:

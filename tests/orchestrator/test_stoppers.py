@@ -28,22 +28,6 @@ WIDE = (
 DOMINATED = "stopping=[{name: dominated}]"
 OFTEN = "resources.checkpoint_seconds=0.000001"
 COSINE = "schedule={name: cosine}"
-SEEN = ("validation/loss", "train/loss", "lr", "grad_norm")
-
-
-def told(outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    """Return how each trial ended, and its curve but for speeds and times."""
-    return {
-        key: (
-            o.outcome,
-            o.reason,
-            o.tokens,
-            o.curve.tokens.tolist(),
-            {name: o.curve.metrics[name].tolist() for name in SEEN if name in o.curve.metrics},
-        )
-        for key, o in outcomes.items()
-        if not o.is_trunk
-    }
 
 
 def worked(lab: Any) -> int:
@@ -79,7 +63,7 @@ def test_hopeless_runs_are_stopped_the_law_holds_and_the_stopped_go_on_once_the_
     lab.home = lab.folder / "never stopped"
     lab.train(*sweep)
     assert tokens < 0.95 * worked(lab)
-    never, whole = told(lab.outcomes()), fit(lab.load(*sweep), home=lab.home, environ={}).laws[""]
+    never, whole = lab.told(lab.outcomes()), fit(lab.load(*sweep), home=lab.home, environ={}).laws[""]
     law = found.laws[""]
     assert law is not None
     assert whole is not None
@@ -89,7 +73,7 @@ def test_hopeless_runs_are_stopped_the_law_holds_and_the_stopped_go_on_once_the_
         assert full.low <= said.lr <= full.high
     lab.home = first
     lab.train(*sweep)
-    assert {key: told(lab.outcomes())[key] for key in never} == never
+    assert {key: lab.told(lab.outcomes())[key] for key in never} == never
     again = fit(lab.load(*sweep), home=lab.home, environ={}).laws[""]
     assert again is not None
     assert again.to_json() == whole.to_json()
@@ -99,13 +83,13 @@ def test_a_sweep_killed_in_between_keeps_its_decisions(lab: Any) -> None:
     sweep = (*WIDE, DOMINATED)
     lab.train(*sweep, limit=55)
     lab.train(*sweep, limit=7)
-    before = told(lab.outcomes())
+    before = lab.told(lab.outcomes())
     lab.train(*sweep)
-    after = told(lab.outcomes())
+    after = lab.told(lab.outcomes())
     assert {key: after[key] for key in before} == before
     assert Counter(how for how, *_ in after.values())["stopped"] > 0
     assert lab.train(*sweep) == 0
-    assert told(lab.outcomes()) == after
+    assert lab.told(lab.outcomes()) == after
 
 
 def test_a_decision_whose_driver_died_before_the_outcome_is_followed_by_the_next_one(lab: Any) -> None:
@@ -144,14 +128,14 @@ def test_a_waiting_branch_told_to_stop_ends_and_its_trunk_goes_on_for_a_longer_o
         while (row := driver.next_row()) is not None:
             lab.step_through(driver, row)
         assert driver.agenda.complete
-    straight = told(lab.outcomes())[long.key]
+    straight = lab.told(lab.outcomes())[long.key]
     lab.train(*one)
-    ended = told(lab.outcomes())
+    ended = lab.told(lab.outcomes())
     assert ended[short.key][0] == "finished"
     assert ended[long.key] == straight
     lab.home = lab.folder / "never stopped"
     lab.train(*one)
-    assert told(lab.outcomes()) == ended
+    assert lab.told(lab.outcomes()) == ended
 
 
 def test_a_stop_file_of_another_rule_or_horizon_or_a_torn_one_stops_nothing(lab: Any) -> None:
