@@ -20,9 +20,11 @@ def most_of(trial: Trial, *, resources: Mapping[str, Any], cwd: Path) -> int:
 
     On a GPU it must be asked for: what pays there has not been measured.
     """
+    if trial.workload.name == SCRIPT:
+        return 1
     if resources["lockstep"] is not None:
         return int(resources["lockstep"])
-    if trial.workload.name == SCRIPT or resources["gpus"]:
+    if resources["gpus"]:
         return 1
     return MOST if stacking_pays(spec_of(trial, resources=resources, cwd=cwd)) else 1
 

@@ -17,7 +17,6 @@ from orchestrator.rows.family import Family
 from orchestrator.rows.lockstep import Lockstep
 from orchestrator.rows.seat import Seat, Trunk
 from orchestrator.store import STOP_FILE
-from sweeps.forks import Family as Alone
 from sweeps.forks import families, trunk_key
 from sweeps.spec import Trial
 from workloads.run import Run
@@ -72,16 +71,16 @@ class Row(tune.Trainable):
         self._report_seconds = float(row["resources"]["report_seconds"])
         self._checkpoint_seconds = float(row["resources"]["checkpoint_seconds"])
         self._saved_at = time.monotonic()
-        self._lockstep = Lockstep(row["lockstep"]) if row["lockstep"] > 1 else None
+        self._lockstep = Lockstep(row.get("fitting", row["lockstep"])) if row["lockstep"] > 1 else None
         self._families: list[Family] = []
         if (self._folder / STOP_FILE).exists():
             return
         trials, later = ([Trial.from_json(record) for record in row[name]] for name in ("trials", "later"))
-        shared = families(trials) if row["forks"] else [Alone((trial,)) for trial in trials]
-        for family in shared:
-            trunk = trunk_key(family.branches[0])
+        shared = [family.branches for family in families(trials)] if row["forks"] else [(trial,) for trial in trials]
+        for branches in shared:
+            trunk = trunk_key(branches[0])
             more = [trial for trial in later if trunk is not None and trunk_key(trial) == trunk]
-            self._families.append(Family(family.branches, row, later=more))
+            self._families.append(Family(branches, row, later=more))
 
     def _advance(self, deadline: float) -> None:
         """Train what is due until the deadline; save what is under way when it is time."""
@@ -132,7 +131,7 @@ class Row(tune.Trainable):
         micro = (spec.micro_batch_tokens or spec.batch_tokens) // 2
         torch.cuda.empty_cache()
         if len(group) > 1:
-            row = {**row, "lockstep": max(2, len(group) // 2)}
+            row = {**row, "fitting": len(group) // 2}
         elif micro and micro % spec.workload.facts().tokens_per_example == 0 and spec.batch_tokens % micro == 0:
             row = {**row, "resources": {**row["resources"], "micro_batch_tokens": micro}}
         else:

@@ -91,6 +91,14 @@ def test_a_sweep_in_lockstep_has_the_curves_and_the_law_of_one_run_by_run(lab: A
             assert value == pytest.approx(laws[1].coefficients[name], abs=1e-3)
 
 
+def test_a_script_trains_by_itself_whatever_is_asked(lab: Any) -> None:
+    (lab.folder / "train.py").touch()
+    loaded = lab.load("workload={name: script, path: train.py}", "resources.lockstep=4")
+    trial = trials_of(loaded.sweep, brackets_of(loaded.sweep)[0], [0.1])[0]
+    resources = json.loads(lab.row([], loaded, fence=0)["row"])["resources"]
+    assert most_of(trial, resources=resources, cwd=Path.cwd()) == 1
+
+
 def test_how_rows_are_grouped_changes_no_bit(lab: Any) -> None:
     found = []
     for number, (most, size) in enumerate(((16, 30), (2, 30), (3, 7), (16, 1))):
@@ -133,15 +141,16 @@ def test_a_stopped_row_in_lockstep_saves_each_run_and_goes_on(lab: Any) -> None:
     assert {o.outcome for o in lab.outcomes().values()} == {"finished"}
 
 
+@pytest.mark.parametrize("fitting", [2, 1])
 def test_where_memory_ends_the_row_goes_on_with_half_as_many_runs_at_a_time(
-    lab: Any, monkeypatch: pytest.MonkeyPatch
+    lab: Any, monkeypatch: pytest.MonkeyPatch, fitting: int
 ) -> None:
     sweep = (SEEDS, "axes.tokens=[256,512]", "axes.lr=[0.05,0.1,0.2,0.4]")
     whole, sizes = Pack.advance, []
 
     def advance(pack: Pack, **given: Any) -> None:
         sizes.append(len(pack.members))
-        if len(pack.members) > 2:
+        if len(pack.members) > fitting:
             raise torch.OutOfMemoryError("CUDA out of memory")
         whole(pack, **given)
 
@@ -149,7 +158,7 @@ def test_where_memory_ends_the_row_goes_on_with_half_as_many_runs_at_a_time(
     (config,) = rows(lab, *sweep, most=16, size=99)
     finish(Row(config=config))
     assert sizes[:2] == [8, 4]
-    assert max(sizes[2:]) == 2
+    assert max(sizes[4 // fitting :]) == fitting
     split = told(lab.outcomes())
     monkeypatch.undo()
     lab.home = lab.folder / "whole"
