@@ -27,6 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from overhead import Silent
 from ray import tune
 
 from orchestrator import launch
@@ -45,16 +46,6 @@ from sweeps.surrogate import fit_surface, rows_of
 CONCURRENT = 2
 FAR = 4.0  # times the longest tokens: where the interval is told
 FLOOR = 0.2
-
-
-class Silent:
-    """A console that says nothing."""
-
-    def say(self, text: str) -> None:
-        """Say nothing."""
-
-    def update(self, text: str) -> None:
-        """Say nothing."""
 
 
 class Scratch(tune.Trainable):

@@ -84,29 +84,18 @@ def fit(
             `estimate` is the law of the variables that do vary, or None.
         ConfigError: a name not in VARIABLES.
     """
-    for name in variables:
-        if name not in VARIABLES:
-            raise unknown_name("law.variables", name, VARIABLES, "variable")
+    _check_names(variables)
     ordered = sorted(cells, key=lambda c: c.key)
     used = [c for c in ordered if c.optimum.censored is None]
     out = [c for c in ordered if c.optimum.censored is not None]
     left_out = tuple((c.key, c.label, str(c.optimum.censored)) for c in out)
-    reason = refusal(used, variables, left_out)
-    if reason is not None:
+    if (reason := refusal(used, variables, left_out)) is not None:
         fewer = [v for v in variables if len({getattr(c, v) for c in used}) > 1]
         estimate = None
         if len(fewer) < len(variables) and refusal(used, fewer, left_out) is None:
             estimate = fit(used, fewer, seed=seed, confidence=confidence, n_bootstrap=n_bootstrap)
         raise FitError(reason, estimate=estimate)
-    line = regress(
-        design(used, variables),
-        np.array([math.log(_number(c.optimum.lr)) for c in used]),
-        np.array([_variance(c) for c in used]),
-        cluster_C=clusters_of([[r.key for r in c.results] for c in used]),
-        seed=seed,
-        common_sd=float(np.median([c.optimum.form_sd or 0.0 for c in used])),
-        draws=n_bootstrap,
-    )
+    line = _regress(used, variables, seed=seed, draws=n_bootstrap)
     return PowerLaw(
         variables=tuple(variables),
         coefficients=tuple(float(x) for x in line.estimate),
@@ -118,6 +107,25 @@ def fit(
         left_out=tuple(
             _against(c, why, line, variables, confidence) for c, (_, _, why) in zip(out, left_out, strict=True)
         ),
+    )
+
+
+def _check_names(variables: Sequence[str]) -> None:
+    for name in variables:
+        if name not in VARIABLES:
+            raise unknown_name("law.variables", name, VARIABLES, "variable")
+
+
+def _regress(cells: Sequence[CellOptimum], variables: Sequence[str], *, seed: str | int, draws: int) -> Regression:
+    """Return ln lr* of uncensored cells regressed on the logs of the variables."""
+    return regress(
+        design(cells, variables),
+        np.array([math.log(_number(c.optimum.lr)) for c in cells]),
+        np.array([_variance(c) for c in cells]),
+        cluster_C=clusters_of([[r.key for r in c.results] for c in cells]),
+        seed=seed,
+        common_sd=float(np.median([c.optimum.form_sd or 0.0 for c in cells])),
+        draws=draws,
     )
 
 

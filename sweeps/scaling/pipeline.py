@@ -74,22 +74,10 @@ def fit_scaling(runs: Sequence[TrainingRun]) -> Scaling:
     large = largest_batches(kept)
     steps = step_law(large, size_law(large))
     staged = ScalingLaw(steps, critical_batch(batch_study(kept)))
-    size_P, step_P, batch_P, loss_P = (
-        np.concatenate(part)
-        for part in zip(
-            *(
-                (
-                    np.full(len(r.steps), float(r.parameters)),
-                    r.steps,
-                    np.full(len(r.steps), float(r.batch_tokens)),
-                    np.log(r.loss),
-                )
-                for r in kept
-            ),
-            strict=True,
-        )
-    )
-    run_P = np.concatenate([np.full(len(r.steps), i) for i, r in enumerate(kept)])
+    points = [len(r.steps) for r in kept]
+    run_P = np.repeat(np.arange(len(kept)), points)
+    size_P, batch_P = (np.repeat([float(getattr(r, n)) for r in kept], points) for n in ("parameters", "batch_tokens"))
+    step_P, loss_P = np.concatenate([r.steps for r in kept]), np.log(np.concatenate([r.loss for r in kept]))
     weight_P = 1.0 / np.sqrt(np.bincount(run_P)[run_P])  # a run counts once, however often it reported
 
     def residual(log_6: Floats) -> Floats:

@@ -62,15 +62,7 @@ def joint_law(
     if refused is not None:
         raise FitError(refused)
     surface = fit_surface(rows_of_cells(used))
-    optima = [_target(surface, cell) for cell in used]
-    x_CV = design(used, spec.variables)
-    through_VC = np.linalg.pinv(x_CV)
-    lr_C, slopes_CW = np.array([o.lr for o in optima]), np.stack([o.lr_slopes for o in optima])
-    coefficients_V = through_VC @ lr_C
-    missed_C = lr_C - x_CV @ coefficients_V
-    scatter = float(np.sum(missed_C**2)) / max(len(used) - x_CV.shape[1], 1)
-    covariance_VV = through_VC @ (slopes_CW @ surface.covariance @ slopes_CW.T) @ through_VC.T
-    covariance_VV += scatter * through_VC @ through_VC.T
+    coefficients_V, covariance_VV, scatter = _through(surface, used, spec.variables)
     box = {v: (float(min(getattr(c, v) for c in used)), float(max(getattr(c, v) for c in used))) for v in VARIABLES}
     wide = {v: float(spec.reach.get(v, REACH[v])) for v in VARIABLES}
     clusters = clusters_of([[r.key for r in c.results] for c in used])
@@ -98,6 +90,20 @@ def joint_law(
         confidence=spec.confidence,
         made_by={"version": version, "sweep_key": sweep_key},
     )
+
+
+def _through(surface: Surface, cells: Sequence[CellOptimum], variables: Sequence[str]) -> tuple[Floats, Floats, float]:
+    """Return the coefficients [V] of the power law through the best LRs at the cells, their covariance, the scatter."""
+    optima = [_target(surface, cell) for cell in cells]
+    x_CV = design(cells, variables)
+    through_VC = np.linalg.pinv(x_CV)
+    lr_C, slopes_CW = np.array([o.lr for o in optima]), np.stack([o.lr_slopes for o in optima])
+    coefficients_V = through_VC @ lr_C
+    missed_C = lr_C - x_CV @ coefficients_V
+    scatter = float(np.sum(missed_C**2)) / max(len(cells) - x_CV.shape[1], 1)
+    covariance_VV = through_VC @ (slopes_CW @ surface.covariance @ slopes_CW.T) @ through_VC.T
+    covariance_VV += scatter * through_VC @ through_VC.T
+    return coefficients_V, covariance_VV, scatter
 
 
 def _runs(cells: Sequence[CellOptimum]) -> int:

@@ -91,19 +91,8 @@ def prepare(
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out: must be between 0 and 1, got {held_out}")
-    layout = layout or Layout()
-    files = find_files(sources)
-    request = {
-        "sources": [[path.name, path.stat().st_size] for path in files],
-        "tokenizer": str(tokenizer) if isinstance(tokenizer, str | int) else tokenizer.name,
-        "text_column": text_column,
-        "held_out": held_out,
-        "seed": seed,
-        "documents": layout.documents,
-        "token_type": layout.token_type,
-        "vocab_size": layout.vocab_size,
-        "shard_tokens": layout.shard_tokens,
-    }
+    layout, files = layout or Layout(), find_files(sources)
+    request = _request(files, tokenizer, layout) | {"text_column": text_column, "held_out": held_out, "seed": seed}
     there = _what_is_there(out, request)
     codec = make_codec(tokenizer, files, layout, text_column)
     work = out.parent / f".{out.name}.partial"
@@ -122,6 +111,18 @@ def prepare(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Prepared(out, manifest, written=there is None)
+
+
+def _request(files: Sequence[Path], tokenizer: str | Path | int, layout: Layout) -> dict[str, Any]:
+    """Return what makes a corpus, for its manifest, but for the settings of `prepare` itself."""
+    return {
+        "sources": [[path.name, path.stat().st_size] for path in files],
+        "tokenizer": str(tokenizer) if isinstance(tokenizer, str | int) else tokenizer.name,
+        "documents": layout.documents,
+        "token_type": layout.token_type,
+        "vocab_size": layout.vocab_size,
+        "shard_tokens": layout.shard_tokens,
+    }
 
 
 def _what_is_there(out: Path, request: dict[str, Any]) -> Manifest | None:
